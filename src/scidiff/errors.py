@@ -1,0 +1,34 @@
+"""The one kind of error a user can cause, and the words for it.
+
+Every message is one line: what is wrong, named, and what to do about it. The command line prints it as it is
+and exits with status 1; in Python it is an ordinary ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something in the caller's data, request or files cannot be used."""
+
+
+class DataWarning(UserWarning):
+    """The data can be used, but the user should know what was found or changed."""
+
+
+def closest(name: object, known: Iterable[object], *, n: int = 3) -> str:
+    """Return a clause that names the known values most like ``name``, for the end of an error message.
+
+    ``"; nearest: 'CD4 T', 'CD8 T'"`` where some are alike, else ``"; known: ..."`` with the first few.
+    """
+    values = [str(value) for value in known]
+    folded = {value.casefold(): value for value in values}
+    alike = [folded[key] for key in difflib.get_close_matches(str(name).casefold(), folded, n=n, cutoff=0.5)]
+    if alike:
+        return "; nearest: " + ", ".join(map(repr, alike))
+    if not values:
+        return "; there are none"
+    rest = f" and {len(values) - 2 * n} more" if len(values) > 2 * n else ""
+    return "; known: " + ", ".join(map(repr, values[: 2 * n])) + rest
