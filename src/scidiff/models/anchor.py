@@ -1,0 +1,253 @@
+"""The anchor: per-condition expression in closed form, shrunk by empirical Bayes; where the network starts.
+
+    counts       log rho_g(cond) = log base_g + sum_k effect_{r_k(cond), g}          (renormalised by the head)
+    no counts    mean_g(cond)    =     base_g + sum_k effect_{r_k(cond), g}
+
+A *factor* is a set of attributes, a *row* one of its values: cell type "B"; perturbation part "IFN-beta"; the pair of
+both. Factors are fitted one after the other, each to what the ones before left over, and every row is shrunk to zero by
+what its own data can support. Unknown attributes have no row, so a null condition falls back to the base (control
+cells, where there are any), an unseen pair to the sum of its parts.
+
+Shrinkage of counts: observed n ~ Poisson(e r), ratio r ~ Gamma(a, a), so log r is estimated by
+``log((n + a) / (e + a))``; ``a`` maximises the negative-binomial likelihood of all rows and genes of the factor
+(Robbins 1956; as in DESeq's moderation of fold changes, Love et al. 2014). Without counts: normal means with known
+sampling variance, prior variance by moments (Efron & Morris 1973).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse, stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scidiff.conditioning import Conditions
+
+#: names of the factors that are no attributes; no obs column is called so
+PART, COMBINATION = "<part>", "<combination>"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One kind of effect: the attributes whose joint value picks the row; single perturbations; combinations."""
+
+    attributes: tuple[str, ...]
+
+    def keys(self, cond: Conditions) -> Tensor:
+        """Return an integer per cell (per part) that names the row, shape (n_cells, k); -1 where there is none."""
+        if self.attributes == (PART,):
+            return torch.where(cond.parts > 0, cond.parts, -1)
+        if self.attributes == (COMBINATION,):  # what a combination does beyond the sum of its parts
+            several = (cond.parts > 0).sum(dim=1) > 1
+            return torch.where(several, cond.codes["perturbation"], -1)[:, None]
+        key = torch.zeros(len(cond), dtype=torch.long, device=cond.depth.device)
+        known = torch.ones_like(key, dtype=torch.bool)
+        for name in self.attributes:
+            code = cond.codes[name]
+            key = (key * 1_000_003 + code) & (2**63 - 1)  # many attributes overflow: keep the hash positive
+            known &= code > 0
+        return torch.where(known, key, -1)[:, None]
+
+
+def factors_of(cond: Conditions) -> list[Factor]:
+    """Return the factors of a set of conditions, from coarse to fine."""
+    contexts = tuple(name for name in cond.codes if name not in ("perturbation", "batch"))
+    factors = [Factor((name,)) for name in contexts]
+    if len(contexts) > 1:
+        factors.append(Factor(contexts))
+    if "perturbation" in cond.codes:
+        # first the parts that were seen alone, then those seen in combinations only
+        factors += [Factor((PART,)), Factor((PART,)), Factor((COMBINATION,))]
+        if contexts:
+            factors.append(Factor((*contexts, "perturbation")))
+    if "batch" in cond.codes:
+        factors.append(Factor(("batch",)))
+    return factors
+
+
+class Anchor(nn.Module):
+    """Return the closed-form expression of each condition, shape (n_cells, n_genes).
+
+    Parameters
+    ----------
+    base
+        Shape (n_genes,): log composition of all cells (of control cells, where there are any), or their mean.
+    factors
+        Kinds of effects.
+    keys
+        For each factor, the sorted keys of its rows.
+    effects
+        All rows of all factors, shape (1 + n_rows, n_genes); the first is zero, for "no row".
+    """
+
+    base: Tensor
+    effects: Tensor
+
+    def __init__(self, base: Tensor, factors: Sequence[Factor], keys: Sequence[Tensor], effects: Tensor) -> None:
+        super().__init__()
+        self.factors = list(factors)
+        self.register_buffer("base", base)
+        self.register_buffer("effects", effects)
+        for i, key in enumerate(keys):
+            self.register_buffer(f"keys_{i}", key)
+
+    def rows(self, cond: Conditions) -> Tensor:
+        """Return the rows of ``effects`` that add up to each cell's anchor, shape (n_cells, k); 0 where none."""
+        found, first = [], 1
+        for i, factor in enumerate(self.factors):
+            known: Tensor = getattr(self, f"keys_{i}")
+            if len(known):
+                key = factor.keys(cond)
+                place = torch.searchsorted(known, key).clamp_max(len(known) - 1)
+                found.append(torch.where(known[place] == key, place + first, 0))
+                first += len(known)
+        return torch.cat(found, dim=1) if found else torch.zeros_like(cond.parts[:, :1])
+
+    def forward(self, cond: Conditions) -> Tensor:
+        """Return the anchor of each cell."""
+        # conditions are few where cells are many: sum the rows of each distinct condition once
+        distinct, place = torch.unique(self.rows(cond), dim=0, return_inverse=True)
+        return (self.base + F.embedding_bag(distinct, self.effects, mode="sum", padding_idx=0))[place]
+
+    @classmethod
+    def fit(cls, x: sparse.csr_matrix | np.ndarray, cond: Conditions, *, control: np.ndarray, counts: bool) -> Anchor:
+        """Return the anchor of training cells.
+
+        Parameters
+        ----------
+        x
+            Counts (csr) or, with ``counts=False``, expression on the model's scale; shape (n_cells, n_genes).
+        cond
+            Conditions of the cells.
+        control
+            Mask of the control cells, shape (n_cells,); where there are any, the base and the effects of contexts are
+            estimated from them, so that perturbation effects are differences to control.
+        """
+        groups = _Groups.of(x, cond, control=control, counts=counts)
+        factors = factors_of(cond)
+        has_control = bool(groups.control.any())
+        effects, keys = [np.zeros((1, x.shape[1]), np.float32)], []
+        everything = np.ones(len(groups.size), bool)
+        for i, factor in enumerate(factors):
+            use, done = everything, np.zeros(0, int)
+            if factor.attributes == (PART,):
+                again = i > 0 and factors[i - 1] == factor
+                alone = (groups.cond.parts > 0).sum(dim=1).numpy() == 1
+                use, done = (~alone, keys[-1].numpy()) if again else (alone, done)
+            elif has_control and not {COMBINATION, "perturbation", "batch"} & set(factor.attributes):
+                use = groups.control
+            known, rows = groups.fit_factor(factor, use, done=done)
+            keys.append(torch.from_numpy(known))
+            effects.append(rows.astype(np.float32))
+        return cls(torch.from_numpy(groups.base), factors, keys, torch.from_numpy(np.concatenate(effects)))
+
+    def standardised(self, mean: np.ndarray, sd: np.ndarray) -> Anchor:
+        """Return the same anchor for expression standardised as ``(x - mean) / sd`` per gene."""
+        centre, scale = torch.from_numpy(mean), torch.from_numpy(sd)
+        keys = [getattr(self, f"keys_{i}") for i in range(len(self.factors))]
+        return Anchor((self.base - centre) / scale, self.factors, keys, self.effects / scale)
+
+    @classmethod
+    def from_state(cls, factors: Sequence[Sequence[str]], state: Mapping[str, Tensor], *, prefix: str) -> Anchor:
+        """Return the anchor whose buffers are in a state dict."""
+        keys = [state[f"{prefix}keys_{i}"] for i in range(len(factors))]
+        kinds = [Factor(tuple(attributes)) for attributes in factors]
+        return cls(state[f"{prefix}base"], kinds, keys, state[f"{prefix}effects"])
+
+
+class _Groups:
+    """Sufficient statistics of the distinct conditions, and the fit so far."""
+
+    def __init__(self, cond: Conditions, total: np.ndarray, square: np.ndarray | None, size: np.ndarray, control):
+        self.cond = cond  # one row per group
+        self.total = total  # counts, or sums of expression, (n_groups, n_genes)
+        self.square = square  # within-group variance per gene, None for counts
+        self.size = size  # molecules, or cells, per group
+        self.control = control
+        use = control if control.any() else np.ones(len(size), bool)
+        pooled = total[use].sum(axis=0)
+        if square is None:
+            # half a molecule for genes never seen in these cells: their rate is small, not zero
+            rate = (pooled + 0.5 * (total.sum(axis=0) > 0) + 1e-3) / pooled.sum()
+            self.base = np.log(rate / rate.sum()).astype(np.float32)
+        else:
+            self.base = (pooled / size[use].sum()).astype(np.float32)
+        self.fitted = np.tile(self.base, (len(size), 1))
+
+    @classmethod
+    def of(cls, x, cond: Conditions, *, control: np.ndarray, counts: bool) -> _Groups:
+        columns = [*cond.codes.values(), *cond.parts.unbind(1)]
+        rows = torch.stack(columns, dim=1).numpy() if columns else np.zeros((len(cond), 1), int)
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        group = group.ravel()
+        member = sparse.csr_matrix(
+            (np.ones(len(group)), (group, np.arange(len(group)))), shape=(len(first), len(group))
+        )
+        total = _dense(member @ x)
+        cells = np.bincount(group, minlength=len(first)).astype(float)
+        if counts:
+            size, square = total.sum(axis=1), None
+        else:
+            size = cells
+            squares = x.multiply(x) if sparse.issparse(x) else np.square(x)
+            within = _dense(member @ squares) - total**2 / cells[:, None]
+            square = within.sum(axis=0) / max(len(group) - len(first), 1)
+        any_control = np.bincount(group, weights=control) > 0
+        return cls(cond[torch.from_numpy(first)], total, square, size, any_control)
+
+    def fit_factor(self, factor: Factor, use: np.ndarray, *, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate the rows of one factor from the groups ``use``, add them to the fit, return keys and rows.
+
+        Keys in ``done`` have their row already.
+        """
+        keys = factor.keys(self.cond).numpy()
+        known = np.setdiff1d(keys[use], [-1, *done])
+        if not len(known):
+            return known, np.zeros((0, self.total.shape[1]))
+        group, slot = np.nonzero(np.isin(keys, known))
+        row = np.searchsorted(known, keys[group, slot])
+        shape = (len(known), len(keys))
+        member = sparse.csr_matrix((np.ones(len(row)), (row, group)), shape)
+        seen = sparse.csr_matrix((use[group].astype(float), (row, group)), shape)
+        effect = self._counts_effect(seen) if self.square is None else self._mean_effect(seen)
+        self.fitted = self.fitted + (member.T @ effect).astype(np.float32)
+        return known, effect
+
+    def _counts_effect(self, member: sparse.csr_matrix) -> np.ndarray:
+        observed = member @ self.total
+        composition = np.exp(self.fitted - self.fitted.max(axis=1, keepdims=True))
+        composition /= composition.sum(axis=1, keepdims=True)
+        expected = member @ (self.size[:, None] * composition)
+        a = gamma_shape(observed, expected)
+        return np.log((observed + a) / (expected + a))
+
+    def _mean_effect(self, member: sparse.csr_matrix) -> np.ndarray:
+        n = (member @ self.size)[:, None]
+        left_over = member @ (self.total - self.size[:, None] * self.fitted) / n
+        noise = self.square / n
+        prior = np.maximum((left_over**2 - noise).mean(axis=0), 1e-8)
+        return left_over * prior / (prior + noise)
+
+
+def gamma_shape(observed: np.ndarray, expected: np.ndarray) -> float:
+    """Return the shape ``a`` of ratios ~ Gamma(a, a) that makes counts with these expectations most likely.
+
+    Large ``a``: the rows do not differ by more than sampling noise. One number for all genes and rows.
+    """
+    inside = expected > 0.5  # rarer genes say nothing about a and dominate the sum by number
+    n, e = np.rint(observed[inside]), expected[inside]
+    if n.size == 0:
+        return 1e4
+    if n.size > 200_000:  # the likelihood is smooth: a fixed sample gives the same maximum
+        pick = np.linspace(0, n.size - 1, 200_000).astype(int)
+        n, e = n[pick], e[pick]
+    grid = np.geomspace(0.1, 1e4, 26)
+    return float(grid[np.argmax([stats.nbinom.logpmf(n, a, a / (a + e)).sum() for a in grid])])
+
+
+def _dense(matrix) -> np.ndarray:
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)

@@ -1,0 +1,70 @@
+"""The denoiser: the one contract, ``prediction = denoiser(x_noisy, level, cond)``.
+
+    anchor (closed form, frozen)  +  network (starts at zero)  ->  process.head  ->  prediction
+
+Thinning predicts the log composition of the molecules still to come, Gaussian noise predicts E[x0 | x_noisy].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scidiff.conditioning import ConditionEncoder, Conditions
+from scidiff.models.anchor import Anchor
+from scidiff.models.gaussian import GaussianNoise
+from scidiff.models.networks import Backbone
+from scidiff.models.thinning import Thinning
+
+Process = GaussianNoise | Thinning
+
+
+class Denoiser(nn.Module):
+    """A noise process, an anchor, a condition encoder and a backbone, as one callable.
+
+    Parameters
+    ----------
+    process
+        The noise process.
+    anchor
+        Closed-form starting point, never trained by gradient.
+    encoder
+        Makes condition vectors.
+    backbone
+        The network.
+    """
+
+    def __init__(self, process: Process, *, anchor: Anchor, encoder: ConditionEncoder, backbone: Backbone) -> None:
+        super().__init__()
+        self.process = process
+        self.anchor = anchor
+        self.encoder = encoder
+        self.backbone = backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.genes.device
+
+    def forward(self, x_noisy: Tensor, level: Tensor, cond: Conditions) -> Tensor:
+        """Return the process's prediction, shape (n_cells, n_genes).
+
+        Parameters
+        ----------
+        x_noisy
+            Noisy cells, shape (n_cells, n_genes): counts (dense or CSR), or standardised expression plus noise.
+        level
+            Noise level of each cell, shape (n_cells,): molecules left, or sigma.
+        cond
+            Encoded conditions of the cells; ``cond.keep()`` is unconditional.
+        """
+        anchor = self.anchor(cond)
+        seen, scale = self.process.precondition(x_noisy, level, anchor)
+        raw = self.backbone(seen, scale, self.encoder(cond))
+        return self.process.head(raw, x_noisy, level, anchor)
+
+    def score(self, x_noisy: Tensor, sigma: Tensor, cond: Conditions) -> Tensor:
+        """Return ``grad log p(x_noisy)`` at noise level sigma (Gaussian process only; Tweedie's formula)."""
+        if not isinstance(self.process, GaussianNoise):
+            raise TypeError("the score is defined for Gaussian noise; counts have no gradient of a density")
+        return self.process.score(self(x_noisy, sigma, cond), x_noisy, sigma)

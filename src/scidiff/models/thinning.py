@@ -1,0 +1,172 @@
+"""Thinning: the noise of shallow sequencing, for integer counts.
+
+    forward    n_kappa ~ Binomial(n, kappa)            every molecule is kept with probability kappa
+    predict    log rho = log-composition of the molecules that were removed, given n_kappa
+    reverse    add molecules, genes drawn from rho, in geometric steps of growing depth ("thickening")
+
+Thinning composes, kappa_1 then kappa_2 is kappa_1 kappa_2, so it is a Markov noise process on counts. Given its depth l
+(the number of molecules left), the thinned cell is a uniform subset of the molecules whatever kappa was: the level that
+a denoiser is told is therefore l itself. Nothing is ever negative, zeros are exact, and the depth is chosen.
+The idea of generating by un-thinning: Chen & Zhou 2023, "Learning to Jump" (ICML).
+
+Cells come as sparse CSR tensors (training) or dense tensors (sampling), shape (n_cells, n_genes), of counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor
+
+from scidiff.errors import InputError
+
+#: counts are put on this scale before the logarithm: a gene with one molecule in a cell of 1,000 gives log 2
+INPUT_SCALE = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinning:
+    """The thinning process. Levels are depths: numbers of molecules.
+
+    Parameters
+    ----------
+    empty
+        Share of training cells that are thinned to nothing, so that the first step of generation is learned well.
+    """
+
+    empty: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.empty < 1:
+            raise InputError(f"empty={self.empty}: need a share of cells in [0, 1)")
+
+    def draw_level(self, depth: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return keep-fractions for cells of these depths, shape (n_cells,): log-uniform in [1 / depth, 1], some 0."""
+        u = torch.rand(2, len(depth), generator=generator, device=generator.device).to(depth.device)
+        kappa = torch.exp(-u[0] * depth.clamp_min(1).log())
+        return torch.where(u[1] < self.empty, 0.0, kappa)
+
+    def corrupt(self, x: Tensor, kappa: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return thinned counts: Binomial(x, kappa), the layout and sparsity pattern of ``x``, shape of ``x``."""
+        if x.layout == torch.strided:
+            return binomial(x, kappa[:, None].expand_as(x), generator=generator)
+        kept = binomial(x.values(), kappa[row_index(x)], generator=generator)
+        return like_csr(x, kept)
+
+    def noise(self, x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return thinned cells and their depths, for one training step."""
+        kappa = self.draw_level(depth_of(x), generator=generator)
+        x_noisy = self.corrupt(x, kappa, generator=generator)
+        return x_noisy, depth_of(x_noisy)
+
+    def levels(self, depth: Tensor, n: int, *, start: Tensor | None = None) -> Tensor:
+        """Return depths from ``start`` (default 0) to ``depth`` in ``n`` geometric steps, shape (n + 1, n_cells).
+
+        The ratio of successive depths is constant: each step adds the same fraction of what is there, which keeps
+        the molecules added together nearly independent given the state.
+        """
+        if n < 1:
+            raise InputError(f"n_steps={n}: at least one step is needed")
+        final = depth.round()
+        start = torch.zeros_like(final) if start is None else start.round()
+        low = start.clamp_min(1).log()
+        rise = final.clamp_min(1).log() - low
+        steps = torch.arange(1, n + 1, device=depth.device)[:, None] / n
+        path = torch.exp(low + rise * steps).round()
+        path = torch.cat([start[None], path]).minimum(torch.maximum(final, start))
+        path[-1] = torch.maximum(final, start)
+        return path
+
+    def precondition(self, x_noisy: Tensor, level: Tensor, anchor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the network sees: ``log(1 + 1000 x / depth)``, and ``log(1 + depth) / 4`` per cell."""
+        scale = INPUT_SCALE / level.clamp_min(1)
+        if x_noisy.layout == torch.strided:
+            seen = torch.log1p(x_noisy * scale[:, None])
+        else:
+            seen = like_csr(x_noisy, torch.log1p(x_noisy.values() * scale[row_index(x_noisy)]))
+        return seen, torch.log1p(level) / 4
+
+    def head(self, raw: Tensor, x_noisy: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
+        """Return the log composition, shape (n_cells, n_genes): the anchor's, moved by the network's logits."""
+        return torch.log_softmax(raw.float() + anchor, dim=1)
+
+    def renormalise(self, prediction: Tensor) -> Tensor:
+        """Return a linear combination of log compositions as a log composition."""
+        return torch.log_softmax(prediction, dim=1)
+
+    def loss(self, prediction: Tensor, x: Tensor, *, x_noisy: Tensor, level: Tensor) -> Tensor:
+        """Return the negative log-likelihood of the removed molecules, nats per molecule, shape (n_cells,).
+
+        The multinomial likelihood without its constant; averaged over held-out molecules it is the score of molecular
+        cross-validation. ``x`` and ``x_noisy`` share a sparsity pattern. Cells that lost nothing count 0.
+        """
+        removed = x.values() - x_noisy.values()
+        rows = row_index(x)
+        log_likelihood = prediction.new_zeros(len(prediction)).index_add_(
+            0, rows, removed * prediction[rows, x.col_indices()]
+        )
+        return -log_likelihood / (depth_of(x) - level).clamp_min(1)
+
+    def step(
+        self, x: Tensor, level: Tensor, *, next_level: Tensor, prediction: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return ``x`` with ``next_level - level`` molecules added to each cell, genes drawn from the prediction."""
+        return x + draw_molecules(prediction, next_level - level, generator=generator)
+
+
+def draw_molecules(log_composition: Tensor, n: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return multinomial counts, shape (n_cells, n_genes): ``n`` molecules per cell, genes from the composition.
+
+    Inverts the cumulative distribution: one uniform number and one binary search per molecule, cheap because a cell
+    has far fewer molecules than a matrix has entries.
+    """
+    n_cells, n_genes = log_composition.shape
+    cdf = log_composition.exp().double().cumsum(dim=1)
+    # one search in all cells at once: the distribution of cell i lies in (i, i + 1]
+    cdf = cdf / cdf[:, -1:] + torch.arange(n_cells, device=cdf.device)[:, None]
+    cells = torch.repeat_interleave(torch.arange(n_cells, device=cdf.device), n.clamp_min(0).long())
+    u = torch.rand(len(cells), generator=generator, dtype=torch.float64, device=cdf.device)
+    place = torch.searchsorted(cdf.view(-1), cells + u).clamp_max(n_cells * n_genes - 1)
+    place = place.clamp(cells * n_genes, cells * n_genes + n_genes - 1)  # rounding at the edge of a cell
+    ones = torch.ones(len(cells), dtype=log_composition.dtype, device=cdf.device)
+    return torch.zeros_like(log_composition).view(-1).index_add_(0, place, ones).view(n_cells, n_genes)
+
+
+def binomial(count: Tensor, probability: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return Binomial(count, probability), the shape of ``count``. Most counts are 0 or 1, where one coin is enough."""
+    kept = (torch.rand(count.shape, generator=generator, device=count.device) < probability).to(count.dtype)
+    kept = kept * (count > 0)
+    many = count > 1
+    if many.any():
+        kept[many] = torch.binomial(count[many], probability[many].to(count.dtype), generator=generator)
+    return kept
+
+
+# ---- sparse cells ---------------------------------------------------------------------------------------------------
+
+
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, n_genes: int) -> Tensor:
+    """Return a CSR tensor without torch's notice that the layout is in beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(crow, col, values, size=(len(crow) - 1, n_genes), check_invariants=False)
+
+
+def like_csr(x: Tensor, values: Tensor) -> Tensor:
+    """Return a CSR tensor with the pattern of ``x`` and other values."""
+    return csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape[1])
+
+
+def row_index(x: Tensor) -> Tensor:
+    """Return the cell of every stored entry of a CSR tensor."""
+    crow = x.crow_indices()
+    return torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
+
+
+def depth_of(x: Tensor) -> Tensor:
+    """Return molecules per cell, shape (n_cells,), of a dense or CSR tensor."""
+    if x.layout == torch.strided:
+        return x.sum(dim=1)
+    return x.values().new_zeros(x.shape[0]).index_add_(0, row_index(x), x.values())

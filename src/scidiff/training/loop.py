@@ -1,0 +1,328 @@
+"""The training loop, all of it.
+
+    draw cells -> forget some conditions -> noise them -> predict -> loss -> AdamW -> average the weights
+
+Everything random in step i is a function of (seed, i, process rank), so a resumed run continues exactly as the killed
+one would have, and a seed reproduces a model on one machine. The same loop runs on one CPU, one GPU or several
+processes through Hugging Face Accelerate (``accelerate launch``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from scidiff.conditioning import Conditions
+from scidiff.errors import InputError
+from scidiff.models.denoiser import Denoiser
+from scidiff.training.batches import Batches
+from scidiff.training.ema import Average, copy_weights, load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps at most. None: 60 passes over the cells, at least 800 and at most 5,000.
+    batch_size
+        Cells per step and process.
+    learning_rate
+        Peak, reached after ``warmup`` steps, then down a cosine to 2 % of it.
+    weight_decay
+        Decoupled, on matrices only. Far stronger than usual: a few thousand cells can be learned by heart.
+    warmup
+        Steps of linear rise.
+    ema
+        Decay of the running average of the weights.
+    forget
+        Chance that an attribute of a cell is replaced by its null token; half as often all at once.
+    heldout
+        Share of cells kept aside to decide when to stop, at most 1,000 of them. 0: train for all steps.
+    evaluate_every
+        Steps between looks at the held-out cells.
+    patience
+        Looks without a new best before training stops.
+    precision
+        "auto": bfloat16 matrix products where the hardware has them, else single precision.
+    seed
+        Makes the run reproducible.
+    """
+
+    steps: int | None = None
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 5.0
+    warmup: int = 100
+    ema: float = 0.995
+    forget: float = 0.1
+    heldout: float = 0.1
+    evaluate_every: int = 50
+    patience: int = 6
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "learning_rate", "evaluate_every", "patience"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}={getattr(self, name)} must be positive")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps={self.steps} must be at least 1")
+        for name in ("forget", "heldout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise InputError(f"precision {self.precision!r} is not 'auto', 'bf16' or 'fp32'")
+
+    def steps_for(self, n_cells: int) -> int:
+        """Return the number of steps for this many training cells."""
+        return self.steps or int(np.clip(60 * n_cells / self.batch_size, 800, 5000))
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback is told after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    heldout: float | None
+
+
+def train(
+    denoiser: Denoiser,
+    cells: Batches,
+    cond: Conditions,
+    *,
+    config: TrainConfig,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> pd.DataFrame:
+    """Train ``denoiser`` in place; it ends with the averaged weights of its best look at held-out cells.
+
+    Parameters
+    ----------
+    denoiser
+        On the CPU; moved to the accelerator's device.
+    cells
+        Training cells.
+    cond
+        Their conditions.
+    config
+        Settings.
+    checkpoint
+        Folder for the state of an unfinished run. If it holds one, with the same settings, the run goes on from there.
+    on_step
+        Called after every step.
+
+    Returns
+    -------
+    One row per look: ``step, loss`` (mean since the last look), ``heldout, seconds``, in the units of the process's
+    loss (thinning: nats per molecule).
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if use_bf16(config.precision) else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    fit_rows, held_rows = hold_out(len(cells), config)
+    steps = config.steps_for(len(fit_rows))
+    optimizer = make_optimizer(denoiser, config)
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    run = Run(Average(denoiser, config.ema), best=copy_weights(denoiser), path=checkpoint, config=config)
+    run.resume(denoiser, optimizer)
+    seconds_before, started, losses = run.seconds, time.monotonic(), []
+
+    for step in range(run.step + 1, steps + 1):
+        generator = step_generator(config.seed, step, accelerator.process_index)
+        rows = fit_rows[torch.randint(len(fit_rows), (config.batch_size,), generator=generator).numpy()]
+        batch_cond = forget(cond[torch.from_numpy(rows)], config.forget, generator=generator)
+        x = cells.take(rows)
+        x_noisy, level = denoiser.process.noise(x, generator=generator)
+
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, steps, config.warmup)
+        x, x_noisy, level = (t.to(accelerator.device) for t in (x, x_noisy, level))
+        prediction = model(x_noisy, level, batch_cond.to(accelerator.device))
+        loss = denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).mean()
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run.average.update(denoiser, step)
+
+        losses.append(loss.detach())
+        heldout = None
+        if step % config.evaluate_every == 0 or step == steps:
+            mean_loss = float(torch.stack(losses).mean())
+            losses.clear()
+            if not math.isfinite(mean_loss):
+                raise InputError(f"the loss became {mean_loss} at step {step}; lower learning_rate")
+            with run.average.applied_to(denoiser):
+                heldout = evaluate(denoiser, cells, cond, held_rows, seed=config.seed) if len(held_rows) else mean_loss
+            run.seconds = seconds_before + time.monotonic() - started
+            run.look(step, loss=mean_loss, heldout=heldout, always_new=not len(held_rows))
+            if accelerator.is_main_process:
+                run.write(denoiser, optimizer)
+        if on_step is not None and accelerator.is_main_process:
+            on_step(Progress(step, steps, float(losses[-1]) if losses else mean_loss, heldout))
+        if run.stale >= config.patience:
+            break
+
+    load_weights(denoiser, run.best)
+    denoiser.eval()
+    return pd.DataFrame(run.history)
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Return the source of all randomness of one step in one process."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Return the learning rate at a step as a share of its peak: linear rise, cosine to 2 %."""
+    rise = min(1.0, step / max(min(warmup, steps // 4), 1))
+    return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def hold_out(n_cells: int, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and those to hold out, drawn by the seed."""
+    n_held = min(int(config.heldout * n_cells), 1000)
+    order = np.random.default_rng(config.seed).permutation(n_cells)
+    return np.sort(order[n_held:]), np.sort(order[:n_held])
+
+
+def forget(cond: Conditions, chance: float, *, generator: torch.Generator) -> Conditions:
+    """Return conditions in which attributes of some cells are null: each with ``chance``, all with half of it."""
+    n = len(cond)
+    everything = torch.rand(n, generator=generator) < chance / 2
+    for name in cond.attributes:
+        cond = cond.drop(name, cells=everything | (torch.rand(n, generator=generator) < chance))
+    return cond
+
+
+def make_optimizer(denoiser: Denoiser, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return AdamW with weight decay on matrices, none on vectors (biases, gains, dose curves)."""
+    matrices = [p for p in denoiser.parameters() if p.ndim > 1]
+    vectors = [p for p in denoiser.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+@torch.no_grad()
+def evaluate(
+    denoiser: Denoiser, cells: Batches, cond: Conditions, rows: np.ndarray, *, seed: int, repeats: int = 2
+) -> float:
+    """Return the mean loss of some cells under noise that is the same at every call."""
+    was_training = denoiser.training
+    denoiser.eval()
+    total, n = 0.0, 0
+    for repeat in range(repeats):
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            generator = step_generator(seed, 0, repeat * len(rows) + start)
+            x = cells.take(part)
+            x_noisy, level = denoiser.process.noise(x, generator=generator)
+            x, x_noisy, level = (t.to(denoiser.device) for t in (x, x_noisy, level))
+            prediction = denoiser(x_noisy, level, cond[torch.from_numpy(part)].to(denoiser.device))
+            total += float(denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).sum())
+            n += len(part)
+    denoiser.train(was_training)
+    return total / n
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to multiply matrices in bfloat16: asked for, or the hardware multiplies it faster than float32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
+
+
+class Run:
+    """The state of a run between steps: averages, best weights, history; written to disk and read back."""
+
+    def __init__(self, average: Average, *, best: dict[str, Any], path: Path | None, config: TrainConfig) -> None:
+        self.average, self.best, self.path, self.config = average, best, path, config
+        self.step, self.stale, self.seconds, self.lowest = 0, 0, 0.0, math.inf
+        self.history: list[dict[str, float]] = []
+
+    def look(self, step: int, *, loss: float, heldout: float, always_new: bool) -> None:
+        """Record a look at the held-out cells; remember the weights if it is the best so far."""
+        self.step = step
+        self.history.append({"step": step, "loss": loss, "heldout": heldout, "seconds": round(self.seconds, 2)})
+        if always_new or heldout < self.lowest:
+            self.lowest, self.stale = heldout, 0
+            self.best = {name: weight.clone() for name, weight in self.average.weights.items()}
+        else:
+            self.stale += 1
+
+    def write(self, denoiser: nn.Module, optimizer: Any) -> None:
+        """Write the state: first the tensors, then the file that names them, each whole or not at all."""
+        if self.path is None:
+            return
+        from safetensors.torch import save_file
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = {f"now/{k}": v for k, v in copy_weights(denoiser).items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.weights.items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{i}/{k}": v for k, v in state.items()}
+        name = f"step-{self.step}.safetensors"
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, self.path / name)
+        about = {k: getattr(self, k) for k in ("step", "stale", "seconds", "lowest", "history")}
+        text = json.dumps(about | {"tensors": name, "config": dataclasses.asdict(self.config)})
+        temporary = self.path / "run.json.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, self.path / "run.json")
+        for old in self.path.glob("step-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def resume(self, denoiser: nn.Module, optimizer: Any) -> None:
+        """Continue the run that the folder holds, if it holds one with the same settings."""
+        if self.path is None or not (self.path / "run.json").is_file():
+            return
+        from safetensors.torch import load_file
+
+        about = json.loads((self.path / "run.json").read_text())
+        if about["config"] != dataclasses.asdict(self.config):
+            raise InputError(f"{self.path} holds a run with other settings; use the same ones, or remove that folder")
+        tensors = load_file(self.path / about["tensors"])
+        device = next(denoiser.parameters()).device
+
+        def group(prefix: str) -> dict[str, Any]:
+            return {k[len(prefix) :]: v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+
+        load_weights(denoiser, group("now/"))
+        self.average.weights, self.best = group("average/"), group("best/")
+        state = optimizer.state_dict()
+        state["state"] = {}
+        for key, value in group("adam/").items():
+            i, name = key.split("/")
+            state["state"].setdefault(int(i), {})[name] = value
+        optimizer.load_state_dict(state)
+        for k in ("step", "stale", "seconds", "lowest", "history"):
+            setattr(self, k, about[k])
