@@ -2,7 +2,8 @@
 
     anchor (closed form, frozen)  +  network (starts at zero)  ->  process.head  ->  prediction
 
-Thinning predicts the log composition of the molecules still to come, Gaussian noise predicts E[x0 | x_noisy].
+Thinning predicts logits of the composition of the molecules still to come, Gaussian noise predicts E[x0 | x_noisy].
+Both may be combined linearly (guidance, ensembles) and stay predictions.
 """
 
 from __future__ import annotations

@@ -136,10 +136,6 @@ class GaussianNoise:
         """Return ``grad log p(x_noisy)`` at ``level > 0``, shape (n_cells, n_genes) (Tweedie's formula; Efron 2011)."""
         return (prediction - x_noisy) / _column(level, x_noisy) ** 2
 
-    def renormalise(self, prediction: Tensor) -> Tensor:
-        """Return a linear combination of predictions as a prediction: unchanged, any real vector is one."""
-        return prediction
-
 
 def sigma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     """Return the sigma at which this process has the signal-to-noise ratio of a VP chain at ``alpha_bar``."""

@@ -10,8 +10,11 @@ model returns its anchor. Conditions and noise level act through adaptive layer 
 from __future__ import annotations
 
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scidiff.models.thinning import csr_tensor
 
 
 class Backbone(nn.Module):
@@ -57,11 +60,30 @@ class Backbone(nn.Module):
 
 
 def read_genes(x: Tensor, genes: Tensor) -> Tensor:
-    """Return ``x @ genes``, shape (n_cells, width). Sparse x dense in single precision: there is no other kernel."""
-    if x.layout == torch.strided:
-        return x @ genes
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ genes
+    """Return ``x @ genes``, shape (n_cells, width), for dense or CSR ``x``."""
+    return x @ genes if x.layout == torch.strided else _SparseProduct.apply(x, genes)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """CSR x dense, in single precision (there is no other kernel on CPUs).
+
+    The gradient needs the transpose as CSR: scipy makes it in one pass, where torch sorts.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, genes: Tensor) -> Tensor:
+        ctx.x = x
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ genes
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        x = ctx.x
+        if x.device.type != "cpu":
+            return None, x.t() @ grad.float()
+        arrays = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
+        across = sparse.csr_matrix(arrays, shape=x.shape).tocsc()
+        return None, csr_tensor(*map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)) @ grad.float()
 
 
 class Block(nn.Module):

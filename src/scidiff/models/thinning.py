@@ -1,7 +1,7 @@
 """Thinning: the noise of shallow sequencing, for integer counts.
 
     forward    n_kappa ~ Binomial(n, kappa)            every molecule is kept with probability kappa
-    predict    log rho = log-composition of the molecules that were removed, given n_kappa
+    predict    logits; rho = softmax(logits) is the composition of the molecules removed, given n_kappa
     reverse    add molecules, genes drawn from rho, in geometric steps of growing depth ("thickening")
 
 Thinning composes, kappa_1 then kappa_2 is kappa_1 kappa_2, so it is a Markov noise process on counts. Given its depth l
@@ -34,19 +34,26 @@ class Thinning:
     ----------
     empty
         Share of training cells that are thinned to nothing, so that the first step of generation is learned well.
+    uniform
+        Share of training cells whose keep-fraction is uniform in [0, 1]; the rest is log-uniform. Uniform weights the
+        levels by their share of the likelihood of a whole cell, most molecules being added late; log-uniform gives
+        the early levels, which decide what kind of cell it becomes, enough examples.
     """
 
     empty: float = 0.05
+    uniform: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.empty < 1:
-            raise InputError(f"empty={self.empty}: need a share of cells in [0, 1)")
+        for name in ("empty", "uniform"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: need a share of cells in [0, 1]")
 
     def draw_level(self, depth: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Return keep-fractions for cells of these depths, shape (n_cells,): log-uniform in [1 / depth, 1], some 0."""
-        u = torch.rand(2, len(depth), generator=generator, device=generator.device).to(depth.device)
-        kappa = torch.exp(-u[0] * depth.clamp_min(1).log())
-        return torch.where(u[1] < self.empty, 0.0, kappa)
+        """Return keep-fractions for cells of these depths, shape (n_cells,), each in [0, 1]; see ``uniform``."""
+        u = torch.rand(3, len(depth), generator=generator, device=generator.device).to(depth.device)
+        log_uniform = torch.exp(-u[0] * depth.clamp_min(1).log())
+        kappa = torch.where(u[1] < self.uniform, u[0], log_uniform)
+        return torch.where(u[2] < self.empty, 0.0, kappa)
 
     def corrupt(self, x: Tensor, kappa: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return thinned counts: Binomial(x, kappa), the layout and sparsity pattern of ``x``, shape of ``x``."""
@@ -72,7 +79,7 @@ class Thinning:
         final = depth.round()
         start = torch.zeros_like(final) if start is None else start.round()
         low = start.clamp_min(1).log()
-        rise = final.clamp_min(1).log() - low
+        rise = (final.clamp_min(1).log() - low).clamp_min(0)
         steps = torch.arange(1, n + 1, device=depth.device)[:, None] / n
         path = torch.exp(low + rise * steps).round()
         path = torch.cat([start[None], path]).minimum(torch.maximum(final, start))
@@ -89,12 +96,8 @@ class Thinning:
         return seen, torch.log1p(level) / 4
 
     def head(self, raw: Tensor, x_noisy: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
-        """Return the log composition, shape (n_cells, n_genes): the anchor's, moved by the network's logits."""
-        return torch.log_softmax(raw.float() + anchor, dim=1)
-
-    def renormalise(self, prediction: Tensor) -> Tensor:
-        """Return a linear combination of log compositions as a log composition."""
-        return torch.log_softmax(prediction, dim=1)
+        """Return logits, shape (n_cells, n_genes): the anchor's log composition, moved by the network."""
+        return raw + anchor
 
     def loss(self, prediction: Tensor, x: Tensor, *, x_noisy: Tensor, level: Tensor) -> Tensor:
         """Return the negative log-likelihood of the removed molecules, nats per molecule, shape (n_cells,).
@@ -103,11 +106,7 @@ class Thinning:
         cross-validation. ``x`` and ``x_noisy`` share a sparsity pattern. Cells that lost nothing count 0.
         """
         removed = x.values() - x_noisy.values()
-        rows = row_index(x)
-        log_likelihood = prediction.new_zeros(len(prediction)).index_add_(
-            0, rows, removed * prediction[rows, x.col_indices()]
-        )
-        return -log_likelihood / (depth_of(x) - level).clamp_min(1)
+        return multinomial_nll(prediction, row_index(x), x.col_indices(), removed)
 
     def step(
         self, x: Tensor, level: Tensor, *, next_level: Tensor, prediction: Tensor, generator: torch.Generator
@@ -116,22 +115,51 @@ class Thinning:
         return x + draw_molecules(prediction, next_level - level, generator=generator)
 
 
-def draw_molecules(log_composition: Tensor, n: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Return multinomial counts, shape (n_cells, n_genes): ``n`` molecules per cell, genes from the composition.
+def draw_molecules(logits: Tensor, n: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return multinomial counts, shape (n_cells, n_genes): ``n`` molecules per cell, genes from softmax(logits).
 
     Inverts the cumulative distribution: one uniform number and one binary search per molecule, cheap because a cell
     has far fewer molecules than a matrix has entries.
     """
-    n_cells, n_genes = log_composition.shape
-    cdf = log_composition.exp().double().cumsum(dim=1)
+    n_cells, n_genes = logits.shape
+    cdf = (logits - logits.amax(dim=1, keepdim=True)).exp().double().cumsum(dim=1)
     # one search in all cells at once: the distribution of cell i lies in (i, i + 1]
     cdf = cdf / cdf[:, -1:] + torch.arange(n_cells, device=cdf.device)[:, None]
     cells = torch.repeat_interleave(torch.arange(n_cells, device=cdf.device), n.clamp_min(0).long())
     u = torch.rand(len(cells), generator=generator, dtype=torch.float64, device=cdf.device)
-    place = torch.searchsorted(cdf.view(-1), cells + u).clamp_max(n_cells * n_genes - 1)
+    place = torch.searchsorted(cdf.view(-1), cells + u)
     place = place.clamp(cells * n_genes, cells * n_genes + n_genes - 1)  # rounding at the edge of a cell
-    ones = torch.ones(len(cells), dtype=log_composition.dtype, device=cdf.device)
-    return torch.zeros_like(log_composition).view(-1).index_add_(0, place, ones).view(n_cells, n_genes)
+    counts = torch.zeros(n_cells * n_genes, dtype=logits.dtype, device=cdf.device)
+    return counts.index_add_(0, place, counts.new_ones(len(cells))).view(n_cells, n_genes)
+
+
+class _MultinomialNLL(torch.autograd.Function):
+    """-sum_g k_g log softmax(z)_g / sum_g k_g per cell, for sparse k; the gradient is made in one pass over z."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, rows: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+        log_norm = torch.logsumexp(logits, dim=1)
+        total = log_norm.new_zeros(len(logits)).index_add_(0, rows, counts).clamp_min(1)
+        log_likelihood = logits[rows, columns] - log_norm[rows]
+        ctx.save_for_backward(logits, log_norm, rows, columns, counts, total)
+        return -torch.zeros_like(total).index_add_(0, rows, counts * log_likelihood) / total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        logits, log_norm, rows, columns, counts, total = ctx.saved_tensors
+        lost = log_norm.new_zeros(len(logits)).index_add_(0, rows, counts)
+        scale = grad / total
+        out = (logits - log_norm[:, None]).exp_().mul_((scale * lost)[:, None])
+        out.view(-1).index_add_(0, rows * logits.shape[1] + columns, -counts * scale[rows])
+        return out, None, None, None
+
+
+def multinomial_nll(logits: Tensor, rows: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of molecules under softmax(logits), nats, shape (n_cells,).
+
+    ``counts`` molecules of gene ``columns`` in cell ``rows``; a cell without any counts 0.
+    """
+    return _MultinomialNLL.apply(logits.float(), rows, columns, counts)
 
 
 def binomial(count: Tensor, probability: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -33,9 +33,6 @@ class ClassifierFree:
     weight
         One number guides all dropped attributes together. A mapping ``{attribute: weight}`` guides each on its own:
         p_0 has all of them null, p_a all but a; attributes it does not name keep their condition everywhere.
-    process
-        The noise process; its ``renormalise`` turns the linear combination into a prediction again (log-softmax of
-        logits for thinning, nothing for Gaussian noise).
     drop
         With one number: the attributes to guide (default: all). The others keep their condition in both terms.
 
@@ -50,7 +47,6 @@ class ClassifierFree:
         denoiser: Denoiser,
         weight: float | Mapping[str, float],
         *,
-        process: Any,
         drop: Iterable[str] | None = None,
     ) -> None:
         if not all(map(math.isfinite, weight.values() if isinstance(weight, Mapping) else [weight])):
@@ -59,7 +55,6 @@ class ClassifierFree:
             raise InputError("guidance: give weights per attribute or drop=..., not both")
         self.denoiser = denoiser
         self.weight = dict(weight) if isinstance(weight, Mapping) else weight
-        self.process = process
         self.drop = None if drop is None else tuple(drop)
 
     def __call__(self, x_noisy: Tensor, level: Tensor, cond: Any = None) -> Tensor:
@@ -70,7 +65,7 @@ class ClassifierFree:
         guided = unconditional
         for weight, conditions in self._terms(cond):
             guided = guided + weight * (self.denoiser(x_noisy, level, conditions) - unconditional)
-        return self.process.renormalise(guided)
+        return guided
 
     def _null(self, cond: Any) -> Any:
         """Return ``cond`` with every guided attribute null."""
