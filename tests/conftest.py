@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads on busy cores wait for each other longer than they work
 
 REAL_DATA = Path(os.environ.get("SCIDIFF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -21,8 +21,9 @@ import torch
 from scipy import sparse
 
 from scidiff._version import __version__
-from scidiff.conditioning import ConditionEncoder, Vocabulary
+from scidiff.conditioning import ConditionEncoder, Conditions, Vocabulary
 from scidiff.data.cells import Cells, read_cells
+from scidiff.data.molecules import split_molecules
 from scidiff.data.population import Population
 from scidiff.data.scaling import Standardizer, log1p_cp10k
 from scidiff.data.schema import Schema
@@ -35,7 +36,17 @@ from scidiff.models.thinning import Thinning
 from scidiff.sampling.generate import generate
 from scidiff.sampling.guidance import ClassifierFree
 from scidiff.storage import read_model, write_model
-from scidiff.training import CountBatches, ExpressionBatches, TrainConfig, train
+from scidiff.training import (
+    CountBatches,
+    ExpressionBatches,
+    HeldOutCells,
+    HeldOutMolecules,
+    Subset,
+    TrainConfig,
+    train,
+)
+from scidiff.training.batches import Batches
+from scidiff.training.heldout import Judge
 from scidiff.training.loop import Progress
 
 if TYPE_CHECKING:
@@ -63,7 +74,7 @@ class ScIDiff:
     population
         Frequencies and depths of the training conditions.
     history
-        One row per look at held-out cells: step, loss, heldout, seconds.
+        One row per look at what was held out: step, loss, heldout, seconds.
     settings
         How the model was made, JSON values.
     """
@@ -145,30 +156,21 @@ class ScIDiff:
         vocabulary, described = _learn(cells, schema, depth, features)
         cond = vocabulary.encode(cells.conditions, depth=depth)
         control = schema.is_control(cells.conditions)
-        standardizer: Standardizer | None = None
+        task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if noise == "thinning":
-                batches: CountBatches | ExpressionBatches = CountBatches(cells.x)
-                anchor = Anchor.fit(cells.x, cond, control=control, counts=True)
-            else:
-                logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
-                standardizer = Standardizer.fit(logged)
-                batches = ExpressionBatches(logged, standardizer)
-                anchor = Anchor.fit(logged, cond, control=control, counts=False).standardised(
-                    standardizer.mean, standardizer.sd
-                )
             denoiser = Denoiser(
                 PROCESSES[noise](),
-                anchor=anchor,
+                anchor=task.anchor,
                 encoder=ConditionEncoder(vocabulary, width, features=described),
                 backbone=Backbone(len(cells.genes), width=width, n_blocks=n_blocks),
             )
         history = train(
             denoiser,
-            batches,
-            cond,
+            task.batches,
+            task.cond,
             config=config,
+            judge=task.judge,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             on_step=on_step,
         )
@@ -177,7 +179,7 @@ class ScIDiff:
             vocabulary=vocabulary,
             genes=cells.genes,
             scale=cells.scale,
-            standardizer=standardizer,
+            standardizer=task.standardizer,
             population=Population.of(cells.conditions, depth),
             history=history,
             settings={
@@ -311,7 +313,7 @@ class ScIDiff:
         if self.scale == "counts":
             depths = self.population.draw_depth(table, rng=rng) if depth is None else _checked_depth(depth, len(table))
         cond = self.vocabulary.encode(table, depth=depths)
-        guided = ClassifierFree(self.denoiser, guidance, process=self.denoiser.process)
+        guided = ClassifierFree(self.denoiser, guidance)
         chunks: list[Any] = []
 
         def collect(x: torch.Tensor) -> None:
@@ -335,7 +337,7 @@ class ScIDiff:
             verb="generate",
             seed=seed,
             n_steps=n_steps,
-            solver=(solver or (lambda: None)).__name__ if solver else "default",
+            solver=getattr(getattr(solver, "func", solver), "__name__", "default"),
             guidance=guidance if isinstance(guidance, float | int) else dict(guidance),
         )
 
@@ -345,11 +347,11 @@ class ScIDiff:
 
         schema = self.schema
         obs = table.rename(columns=schema.columns).set_axis([f"cell{i}" for i in range(len(table))], axis=0)
-        obs = obs.apply(lambda column: column if column.notna().all() else column.astype(object).fillna("unknown"))
+        obs = obs.apply(_as_obs)
         var = pd.DataFrame(index=pd.Index(self.genes))
         if self.standardizer is None:
             out = AnnData(log1p_cp10k(x), obs=obs, var=var, layers={"counts": x})
-            scales = {"X": "log1p(CP10k)", "layers/counts": "counts"}
+            scales = {"X": "log1p(CP10k)", "counts": "counts"}
         else:
             values = np.maximum(self.standardizer.inverse(x), 0)
             out = AnnData(values, obs=obs, var=var)
@@ -365,6 +367,42 @@ class ScIDiff:
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a noise process is trained on, what judges it, and where it starts."""
+
+    batches: Batches
+    cond: Conditions
+    judge: Judge | None
+    anchor: Anchor
+    standardizer: Standardizer | None
+
+
+def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+    """Thinning: a share of the molecules of every cell is held out."""
+    kept, held = split_molecules(cells.x, held_out=config.heldout, seed=config.seed)
+    batches = CountBatches(kept)
+    judge = HeldOutMolecules(batches, cond, CountBatches(held), seed=config.seed) if held.nnz else None
+    return _Task(batches, cond, judge, Anchor.fit(kept, cond, control=control, counts=True), None)
+
+
+def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+    """Gaussian noise: standardised log expression, a share of the cells is held out."""
+    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    standardizer = Standardizer.fit(logged)
+    anchor = Anchor.fit(logged, cond, control=control, counts=False)
+    everything = ExpressionBatches(logged, standardizer)
+    order = np.random.default_rng(config.seed).permutation(len(everything))
+    fit, held = np.split(order, [len(order) - int(config.heldout * len(order))])
+    return _Task(
+        batches=Subset(everything, fit),
+        cond=cond[torch.from_numpy(fit)],
+        judge=HeldOutCells(everything, cond, held, seed=config.seed) if len(held) else None,
+        anchor=anchor.standardised(standardizer.mean, standardizer.sd),
+        standardizer=standardizer,
+    )
 
 
 def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
@@ -407,6 +445,14 @@ def _learn(
     sd = values.std(axis=0)
     scaled = (values - values.mean(axis=0)) / np.where(sd > 0, sd, 1)
     return vocabulary, torch.from_numpy(scaled / np.sqrt(values.shape[1]))
+
+
+def _as_obs(column: pd.Series) -> pd.Series:
+    """A column that h5ad can hold: numbers with NaN, or text with "unknown" (doses of combinations are text)."""
+    given = column.dropna()
+    if len(given) and not given.map(lambda value: isinstance(value, str)).any():
+        return column.astype(float)
+    return column.astype(object).where(column.isna(), column.astype(str)).fillna("unknown")
 
 
 def _checked_depth(depth: float | np.ndarray, n: int) -> np.ndarray:

@@ -37,7 +37,12 @@ def write_model(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor])
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old / folder.name)
-            os.replace(fresh, folder)
+            try:
+                os.replace(fresh, folder)
+            except BaseException:
+                os.replace(old / folder.name, folder)
+                old.rmdir()
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(fresh, folder)
@@ -61,13 +66,13 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{folder} is not a scIDiff model: it {what}; train one with `scidiff train`")
     try:
         about = json.loads((folder / MANIFEST).read_text())
-        written_as = int(about["format"])
+        written_as, promised = int(about["format"]), str(about["weights_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged ({error}); train or copy the model again") from None
     if written_as > FORMAT:
         raise InputError(f"{folder} was written by a newer scIDiff (format {written_as}); upgrade scidiff-tools")
     weights = folder / WEIGHTS
-    if not weights.is_file() or file_hash(weights) != about["weights_sha256"]:
+    if not weights.is_file() or file_hash(weights) != promised:
         raise InputError(f"{weights} is missing or damaged; train or copy the model again")
     return about, load_file(weights)
 

@@ -49,7 +49,7 @@ class ConditionEncoder(nn.Module):
         self.depth = nn.Linear(2, width)
         self.has_perturbation = "perturbation" in vocabulary.attributes
         self.has_time = vocabulary.time_range is not None
-        self.register_buffer("part_features", features)
+        self.register_buffer("part_features", None if features is None else features.float())
         self.from_features = nn.Linear(features.shape[1], width, bias=False) if features is not None else None
 
     def forward(self, cond: Conditions) -> Tensor:

@@ -56,15 +56,14 @@ class Population:
 
         If none agrees, as for a combination never seen, numbers of cells of those that share its contexts, or of all.
         """
-        agree = np.ones(len(self.n_cells), bool)
         said = {name: value for name, value in condition.items() if not pd.isna(value)}
         for names in (said, [n for n in said if n not in ("perturbation", "dose", "time", "batch")]):
             agree = np.ones(len(self.n_cells), bool)
             for name in names:
                 agree &= (self.conditions[name] == said[name]).to_numpy(bool)
             if agree.any():
-                break
-        return np.where(agree, self.n_cells, 0) if agree.any() else self.n_cells
+                return np.where(agree, self.n_cells, 0)
+        return self.n_cells
 
     def knows(self, condition: pd.Series) -> bool:
         """Whether training cells agree with ``condition`` where it says something."""
@@ -79,7 +78,7 @@ class Population:
 
         A condition with which no training cell agrees stays as it is: what it leaves open is null.
         """
-        out = wanted.copy()
+        out = wanted.astype(object)  # a dose is a number, or text for a combination
         for key, rows in _identical(wanted):
             if not self.knows(key):
                 continue

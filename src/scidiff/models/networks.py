@@ -2,8 +2,8 @@
 
     h = E' x + level + c;   h <- h + block(h | level + c), n_blocks times;   raw = E (gain * norm(h)) + bias
 
-Every gene has one vector, in ``E``, that says what seeing the gene means and what makes it likely. Sharing it halves the
-parameters and, on a few thousand cells, generalises better than two matrices. The gain starts at zero: an untrained
+Every gene has one vector, in ``E``, that says what seeing the gene means and what makes it likely. Sharing it halves
+the parameters and, on a few thousand cells, generalises better than two matrices. The gain starts at zero: an untrained
 model returns its anchor. Conditions and noise level act through adaptive layer normalisation (Peebles & Xie 2023).
 """
 
@@ -83,7 +83,9 @@ class _SparseProduct(torch.autograd.Function):
             return None, x.t() @ grad.float()
         arrays = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
         across = sparse.csr_matrix(arrays, shape=x.shape).tocsc()
-        return None, csr_tensor(*map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)) @ grad.float()
+        return None, csr_tensor(
+            *map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)
+        ) @ grad.float()
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
-"""The training loop, the running average of the weights, and minibatches from matrices."""
+"""The training loop, what it stops by, the running average of the weights, and minibatches from matrices."""
 
-from scidiff.training.batches import CountBatches, ExpressionBatches
+from scidiff.training.batches import CountBatches, ExpressionBatches, Subset
+from scidiff.training.heldout import HeldOutCells, HeldOutMolecules
 from scidiff.training.loop import TrainConfig, train
 
-__all__ = ["CountBatches", "ExpressionBatches", "TrainConfig", "train"]
+__all__ = ["CountBatches", "ExpressionBatches", "HeldOutCells", "HeldOutMolecules", "Subset", "TrainConfig", "train"]

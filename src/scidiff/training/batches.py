@@ -51,3 +51,17 @@ class ExpressionBatches:
     def take(self, rows: np.ndarray) -> Tensor:
         """Return standardised expression of these cells."""
         return torch.from_numpy(np.asarray(self.standardizer.transform(self.x[rows]), dtype=np.float32))
+
+
+class Subset:
+    """Some cells of a matrix, without copying it."""
+
+    def __init__(self, cells: Batches, rows: np.ndarray) -> None:
+        self.cells, self.rows = cells, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Return these of the cells chosen."""
+        return self.cells.take(self.rows[rows])

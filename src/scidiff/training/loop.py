@@ -10,6 +10,7 @@ processes through Hugging Face Accelerate (``accelerate launch``).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from scidiff.errors import InputError
 from scidiff.models.denoiser import Denoiser
 from scidiff.training.batches import Batches
 from scidiff.training.ema import Average, copy_weights, load_weights
+from scidiff.training.heldout import Judge
+from scidiff.training.randomness import step_generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +54,10 @@ class TrainConfig:
     forget
         Chance that an attribute of a cell is replaced by its null token; half as often all at once.
     heldout
-        Share of cells kept aside to decide when to stop, at most 1,000 of them. 0: train for all steps.
+        Share of the molecules of every cell (of the cells, where there are no counts) kept aside to decide when to
+        stop. 0: train for all steps.
     evaluate_every
-        Steps between looks at the held-out cells.
+        Steps between looks at what was held out.
     patience
         Looks without a new best before training stops.
     precision
@@ -108,10 +112,11 @@ def train(
     cond: Conditions,
     *,
     config: TrainConfig,
+    judge: Judge | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> pd.DataFrame:
-    """Train ``denoiser`` in place; it ends with the averaged weights of its best look at held-out cells.
+    """Train ``denoiser`` in place; it ends with the averaged weights that the judge found best.
 
     Parameters
     ----------
@@ -123,6 +128,8 @@ def train(
         Their conditions.
     config
         Settings.
+    judge
+        Says how good the model is on what was held out. None: train for all steps and keep the last weights.
     checkpoint
         Folder for the state of an unfinished run. If it holds one, with the same settings, the run goes on from there.
     on_step
@@ -130,28 +137,28 @@ def train(
 
     Returns
     -------
-    One row per look: ``step, loss`` (mean since the last look), ``heldout, seconds``, in the units of the process's
-    loss (thinning: nats per molecule).
+    One row per look: ``step``, ``loss`` (mean since the last look), ``heldout`` (the judge's word), both in the units of
+    the process's loss (thinning: nats per molecule), and ``seconds``.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if use_bf16(config.precision) else "no",
+        mixed_precision="no",  # set for the whole process; the loop casts for itself
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    fit_rows, held_rows = hold_out(len(cells), config)
-    steps = config.steps_for(len(fit_rows))
+    bf16 = use_bf16(config.precision)
+    steps = config.steps_for(len(cells))
     optimizer = make_optimizer(denoiser, config)
     model, optimizer = accelerator.prepare(denoiser, optimizer)
-    run = Run(Average(denoiser, config.ema), best=copy_weights(denoiser), path=checkpoint, config=config)
+    run = Run(denoiser, path=checkpoint, config=config)
     run.resume(denoiser, optimizer)
     seconds_before, started, losses = run.seconds, time.monotonic(), []
 
     for step in range(run.step + 1, steps + 1):
         generator = step_generator(config.seed, step, accelerator.process_index)
-        rows = fit_rows[torch.randint(len(fit_rows), (config.batch_size,), generator=generator).numpy()]
+        rows = torch.randint(len(cells), (config.batch_size,), generator=generator).numpy()
         batch_cond = forget(cond[torch.from_numpy(rows)], config.forget, generator=generator)
         x = cells.take(rows)
         x_noisy, level = denoiser.process.noise(x, generator=generator)
@@ -159,7 +166,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, steps, config.warmup)
         x, x_noisy, level = (t.to(accelerator.device) for t in (x, x_noisy, level))
-        prediction = model(x_noisy, level, batch_cond.to(accelerator.device))
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+            prediction = model(x_noisy, level, batch_cond.to(accelerator.device))
         loss = denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).mean()
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
@@ -175,9 +183,9 @@ def train(
             if not math.isfinite(mean_loss):
                 raise InputError(f"the loss became {mean_loss} at step {step}; lower learning_rate")
             with run.average.applied_to(denoiser):
-                heldout = evaluate(denoiser, cells, cond, held_rows, seed=config.seed) if len(held_rows) else mean_loss
+                heldout = judge(denoiser) if judge is not None else mean_loss
             run.seconds = seconds_before + time.monotonic() - started
-            run.look(step, loss=mean_loss, heldout=heldout, always_new=not len(held_rows))
+            run.look(step, loss=mean_loss, heldout=heldout, always_new=judge is None)
             if accelerator.is_main_process:
                 run.write(denoiser, optimizer)
         if on_step is not None and accelerator.is_main_process:
@@ -193,23 +201,10 @@ def train(
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the source of all randomness of one step in one process."""
-    words = np.random.SeedSequence([seed, step, rank]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
-
-
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Return the learning rate at a step as a share of its peak: linear rise, cosine to 2 %."""
     rise = min(1.0, step / max(min(warmup, steps // 4), 1))
     return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def hold_out(n_cells: int, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to train on and those to hold out, drawn by the seed."""
-    n_held = min(int(config.heldout * n_cells), 1000)
-    order = np.random.default_rng(config.seed).permutation(n_cells)
-    return np.sort(order[n_held:]), np.sort(order[:n_held])
 
 
 def forget(cond: Conditions, chance: float, *, generator: torch.Generator) -> Conditions:
@@ -229,28 +224,6 @@ def make_optimizer(denoiser: Denoiser, config: TrainConfig) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-@torch.no_grad()
-def evaluate(
-    denoiser: Denoiser, cells: Batches, cond: Conditions, rows: np.ndarray, *, seed: int, repeats: int = 2
-) -> float:
-    """Return the mean loss of some cells under noise that is the same at every call."""
-    was_training = denoiser.training
-    denoiser.eval()
-    total, n = 0.0, 0
-    for repeat in range(repeats):
-        for start in range(0, len(rows), 256):
-            part = rows[start : start + 256]
-            generator = step_generator(seed, 0, repeat * len(rows) + start)
-            x = cells.take(part)
-            x_noisy, level = denoiser.process.noise(x, generator=generator)
-            x, x_noisy, level = (t.to(denoiser.device) for t in (x, x_noisy, level))
-            prediction = denoiser(x_noisy, level, cond[torch.from_numpy(part)].to(denoiser.device))
-            total += float(denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).sum())
-            n += len(part)
-    denoiser.train(was_training)
-    return total / n
-
-
 def use_bf16(precision: str) -> bool:
     """Whether to multiply matrices in bfloat16: asked for, or the hardware multiplies it faster than float32."""
     if precision != "auto":
@@ -260,16 +233,26 @@ def use_bf16(precision: str) -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
+def fingerprint(denoiser: Denoiser) -> str:
+    """Return a hash of an untrained model: its size, its random start, and, by the anchor, the cells it is made of."""
+    digest = hashlib.sha256()
+    for name, tensor in denoiser.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Run:
     """The state of a run between steps: averages, best weights, history; written to disk and read back."""
 
-    def __init__(self, average: Average, *, best: dict[str, Any], path: Path | None, config: TrainConfig) -> None:
-        self.average, self.best, self.path, self.config = average, best, path, config
+    def __init__(self, denoiser: Denoiser, *, path: Path | None, config: TrainConfig) -> None:
+        self.path, self.config = path, config
+        self.average, self.best = Average(denoiser, config.ema), copy_weights(denoiser)
+        self.start = None if path is None else fingerprint(denoiser)
         self.step, self.stale, self.seconds, self.lowest = 0, 0, 0.0, math.inf
         self.history: list[dict[str, float]] = []
 
     def look(self, step: int, *, loss: float, heldout: float, always_new: bool) -> None:
-        """Record a look at the held-out cells; remember the weights if it is the best so far."""
+        """Record a look at what was held out; remember the weights if it is the best so far."""
         self.step = step
         self.history.append({"step": step, "loss": loss, "heldout": heldout, "seconds": round(self.seconds, 2)})
         if always_new or heldout < self.lowest:
@@ -293,7 +276,7 @@ class Run:
         name = f"step-{self.step}.safetensors"
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, self.path / name)
         about = {k: getattr(self, k) for k in ("step", "stale", "seconds", "lowest", "history")}
-        text = json.dumps(about | {"tensors": name, "config": dataclasses.asdict(self.config)})
+        text = json.dumps(about | {"tensors": name, "config": dataclasses.asdict(self.config), "start": self.start})
         temporary = self.path / "run.json.tmp"
         temporary.write_text(text)
         os.replace(temporary, self.path / "run.json")
@@ -310,6 +293,8 @@ class Run:
         about = json.loads((self.path / "run.json").read_text())
         if about["config"] != dataclasses.asdict(self.config):
             raise InputError(f"{self.path} holds a run with other settings; use the same ones, or remove that folder")
+        if about["start"] != self.start:
+            raise InputError(f"{self.path} holds a run of another model or on other cells; remove that folder")
         tensors = load_file(self.path / about["tensors"])
         device = next(denoiser.parameters()).device
 

@@ -1,0 +1,496 @@
+"""The command line: one function per verb, and what all verbs share.
+
+Every verb reads files, calls one function of the package and writes one file or folder, whole or not at all. Results
+go to stdout (``--json``: as one JSON object and nothing else), progress and warnings to stderr. Whatever a user can
+cause ends in one line on stderr: exit code 1 for bad input, 2 for a bad command line, 130 after Ctrl-C.
+
+Heavy libraries are imported by the verbs that need them, so that ``scidiff --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scidiff._version import __version__
+from scidiff.errors import DataWarning, InputError
+from scidiff.files import (
+    check_file_place,
+    check_folder_place,
+    read_genes,
+    read_h5ad,
+    read_table,
+    reason,
+    whole_file,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scidiff.data import Schema
+    from scidiff.estimator import ScIDiff
+
+app = typer.Typer(add_completion=False)
+
+#: typer brings a click of its own from some version on; its usage errors have this base in all of them
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+# ---- options that verbs share ---------------------------------------------------------------------------------------
+
+Data = Annotated[Path, typer.Argument(help="Cells, an h5ad file.", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Model folder, made by scidiff train.", show_default=False)]
+Perturbation = Annotated[str | None, typer.Option(help="obs column with what was done to a cell.")]
+Control = Annotated[str | None, typer.Option(help="Its value in untreated cells.")]
+Context = Annotated[list[str] | None, typer.Option(help="obs column with what a cell is: cell type, patient; repeat.")]
+Dose = Annotated[str | None, typer.Option(help="obs column with the dose.")]
+Time = Annotated[str | None, typer.Option(help="obs column with the time.")]
+Batch = Annotated[str | None, typer.Option(help="obs column with the batch.")]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(help='name=value,... in roles or obs columns: cell_type="CD4 T",perturbation=IFN-beta'),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Makes the result reproducible.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Neither progress nor result: only warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; ``argv`` defaults to the words after the program's name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # entered here and not by calling the command, which would print errors as boxes of many lines
+        command = typer.main.get_command(app)
+        with command.make_context("scidiff", words or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _fail(str(error) or "interrupted", code=130)
+    except UsageError as error:
+        return _fail(f"{error.format_message()} (see scidiff --help)", code=2)
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(reason(error))
+    except MemoryError as error:
+        return _fail(f"not enough memory, ask for fewer cells or genes ({error})")
+    except Exception as error:
+        if os.environ.get("SCIDIFF_TRACEBACK"):
+            raise
+        return _fail(f"a bug: {type(error).__name__}: {error}; SCIDIFF_TRACEBACK=1 shows where, please report it")
+    return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Diffusion models of single-cell expression: train on an h5ad file, generate cells, judge them."""
+
+
+# ---- verbs ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def check(data: Data, seed: Seed = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Say what a file holds: scale, depth, conditions, a schema that fits, and every problem."""
+    del seed  # every verb takes it; nothing is drawn here
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        from scidiff.data import check
+
+        found = check(read_h5ad(data))
+        text = f"{found}\nnext     {_train_command(data, found.schema)}" if found.ok else str(found)
+        talk.result({"data": str(data)} | found.to_dict(), text)
+    problems = [finding.text for finding in found.findings if finding.level == "problem"]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(f"{data} cannot be used: {problems[0]}{more}")
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
+    perturbation: Perturbation = None,
+    control: Control = None,
+    context: Context = None,
+    dose: Dose = None,
+    time: Time = None,
+    batch: Batch = None,
+    combination_sep: Annotated[
+        str, typer.Option(help="Between the parts of a combination; none: there are none.")
+    ] = "+",
+    features: Annotated[Path | None, typer.Option(help="Table: a row per perturbation, a column per feature.")] = None,
+    holdout: Annotated[
+        list[str] | None, typer.Option(help="Condition to keep out of training; the split is stored as split.json.")
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="thinning (for counts) or gaussian.")] = None,
+    genes: Annotated[str | None, typer.Option(help="File of gene names, or a number of most variable ones.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to read instead of looking for counts.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training at most.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on the cells of an h5ad file."""
+    leader = os.environ.get("RANK", "0") == "0"  # of several processes (accelerate launch) one speaks and writes
+    with Talk(quiet=quiet or not leader, as_json=as_json and leader) as talk:
+        unfinished = out.with_name(f"{out.name}.partial")
+        if leader:
+            _model_place(out, unfinished, resume=resume)
+        asked_genes = None if genes is None else read_genes(genes)
+        table = None if features is None else read_table(features)
+        adata = read_h5ad(data)
+
+        from dataclasses import replace
+
+        from scidiff.data import Schema, parse_condition
+        from scidiff.data import holdout as hold_out
+        from scidiff.estimator import ScIDiff
+        from scidiff.training import TrainConfig
+
+        config = TrainConfig(steps=steps, seed=seed)
+        schema = Schema(
+            perturbation=perturbation,
+            control=control,
+            context=context or (),
+            dose=dose,
+            time=time,
+            batch=batch,
+            combination_sep=None if combination_sep == "none" else combination_sep,
+        )
+        split = None
+        if holdout:
+            condition = parse_condition(holdout, schema=schema, columns=adata.obs.columns)
+            split = hold_out(adata, schema, **schema.by_role(condition), seed=seed)
+        asked = {
+            "data": _content(data),
+            "schema": schema.to_dict(),
+            "holdout": split and split.hash,
+            "features": features and _content(features),
+            "genes": asked_genes,
+            "layer": layer,
+            "noise": noise,
+            "steps": steps,
+            "seed": seed,
+        }
+        kept = _resumable(unfinished, asked, resume=resume) if leader else contextlib.nullcontext()
+        with kept, talk.progress("training") as advance:
+            model = ScIDiff.fit(
+                adata if split is None else adata[split.train],
+                schema,
+                noise=noise,
+                genes=asked_genes,
+                layer=layer,
+                features=table,
+                config=config,
+                checkpoint=unfinished,
+                on_step=lambda at: advance(at.step, at.steps, f"loss {at.loss:.4g}"),
+            )
+        if not leader:
+            return
+        if split is not None:
+            model = replace(model, settings=model.settings | {"split": split.hash})
+        with writing(out):
+            model.save(out)
+        if split is not None:
+            with whole_file(out / "split.json") as part:
+                part.write_text(split.to_json())
+        shutil.rmtree(unfinished, ignore_errors=True)
+        talk.result(*_training_result(out, model, split))
+
+
+@app.command()
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    n: Annotated[int, typer.Option("--n", help="Number of cells.")] = 500,
+    condition: Condition = None,
+    depth: Annotated[float | None, typer.Option(help="Molecules per cell; by default as in training.")] = None,
+    guidance: Annotated[float, typer.Option(help="Above 1: exaggerate what sets the condition apart.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write new cells of a model: counts in layers/counts, log1p(CP10k) in X."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_file_place(out, ".h5ad")
+        from scidiff.data import parse_condition
+        from scidiff.estimator import ScIDiff
+
+        trained = ScIDiff.load(model)
+        asked = parse_condition(condition, schema=trained.schema)
+        with talk.progress("generating") as advance:
+            cells = trained.generate(
+                n,
+                asked,
+                depth=depth,
+                guidance=guidance,
+                n_steps=steps,
+                seed=seed,
+                on_cells=lambda done: advance(done, n),
+            )
+        with whole_file(out) as part:
+            cells.write_h5ad(part, compression="gzip")
+        talk.result(
+            {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "condition": asked, "seed": seed},
+            f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
+        )
+
+
+@app.command()
+def evaluate(
+    generated: Annotated[Path, typer.Argument(help="Cells of a model, an h5ad file.", show_default=False)],
+    real: Annotated[Path, typer.Argument(help="Real cells it has not seen, an h5ad file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File for the scores (.csv).", show_default=False)],
+    source: Annotated[Path | None, typer.Option(help="Cells a prediction started from.")] = None,
+    control: Annotated[Path | None, typer.Option(help="Other control cells, to compare the real ones with.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Training cells, for the noise ceiling.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score generated or predicted cells against real ones, each score beside that of real cells."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        given = {"generated": generated, "real": real, "source": source, "control": control, "reference": reference}
+        paths = {name: path for name, path in given.items() if path is not None}
+        check_file_place(out, ".csv", inputs=paths.values())
+        cells = {name: read_h5ad(path) for name, path in paths.items()}
+        schema = _recorded_schema(cells["generated"])
+
+        from scidiff.evaluation import evaluate
+
+        with talk.progress("scoring"):
+            scores = evaluate(cells.pop("generated"), cells.pop("real"), **cells, schema=schema, seed=seed)
+        with whole_file(out) as part:
+            scores.to_csv(part, index=False)
+        talk.result({"scores": str(out), "table": _records(scores)}, *_score_table(scores), f"written to {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("demo"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do it all on a simulated screen: check, split, train, generate, score, and write a report."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        from scidiff.demo import run
+
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        done = run(out, seed=seed, progress=talk.progress)
+        places = [f"{name:<8} {path}" for name, path in done.files.items()]
+        talk.result(
+            {name: str(path) for name, path in done.files.items()} | {"table": _records(done.scores)},
+            *_score_table(done.scores),
+            "\n".join(places),
+        )
+
+
+# ---- what the user sees ---------------------------------------------------------------------------------------------
+
+Advance = Callable[..., None]
+
+
+class Talk:
+    """What a verb says: its result on stdout, progress and each distinct DataWarning as one line on stderr.
+
+    Used as a context, in which nothing else reaches stdout; the result is printed when it ends well.
+    """
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self.warnings: list[str] = []
+        self._result: tuple[dict[str, Any], tuple[Any, ...]] | None = None
+
+    def __enter__(self) -> Talk:
+        self._context = contextlib.ExitStack()
+        self._context.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # those of libraries are for programmers
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = self._warn  # type: ignore[assignment]
+        self._context.enter_context(contextlib.redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._context.close()
+        if kind is not None or self._result is None:
+            return
+        facts, shown = self._result
+        if self.as_json:
+            print(json.dumps(facts | {"warnings": self.warnings}))
+        elif not self.quiet:
+            from rich.console import Console
+
+            for one in shown:
+                print(one) if isinstance(one, str) else Console().print(one)
+
+    def result(self, facts: dict[str, Any], *shown: Any) -> None:
+        """Keep the result: JSON values for machines; texts and tables for people."""
+        self._result = facts, shown
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Advance]:
+        """Show a progress bar; yield ``advance(done, total, note="")``. In a log file: a line at every tenth."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = "{task.description}", BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        show_bar = console.is_terminal and not self.quiet
+        with Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=console, transient=True, disable=not show_bar
+        ) as bar:
+            task = bar.add_task(what, total=None, note="")
+            tenth = 0
+
+            def advance(done: int, total: int, note: str = "") -> None:
+                nonlocal tenth
+                bar.update(task, completed=done, total=total, note=note)
+                if not console.is_terminal and not self.quiet and done * 10 // total > tenth:
+                    tenth = done * 10 // total
+                    print(f"{what}: {done} of {total}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+            yield advance
+
+    def _warn(self, message: Warning | str, *where: object) -> None:
+        text = " ".join(str(message).split())
+        if text not in self.warnings:
+            self.warnings.append(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+
+def _fail(message: str, *, code: int = 1) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _train_command(data: Path, schema: Schema) -> str:
+    """The command that trains on a file with this schema."""
+    words = ["scidiff", "train", str(data), "--out", "model"]
+    for role, value in schema.to_dict().items():
+        values = value if isinstance(value, list) else [value]
+        if role != "combination_sep":
+            words += [word for one in values if one is not None for word in (f"--{role}", one)]
+    return shlex.join(words)
+
+
+def _training_result(out: Path, model: ScIDiff, split: Any) -> tuple[dict[str, Any], str]:
+    best = model.history.loc[model.history["heldout"].idxmin()]
+    n_cells, process = model.settings["n_cells"], model.settings["noise"]
+    facts = {
+        "model": str(out),
+        "process": process,
+        "n_cells": n_cells,
+        "n_genes": len(model.genes),
+        "steps": int(model.history["step"].iloc[-1]),
+        "best_step": int(best["step"]),
+        "heldout_loss": float(best["heldout"]),
+        "seconds": float(model.history["seconds"].iloc[-1]),
+        "seed": model.settings["seed"],
+    }
+    text = (
+        f"{process} model of {n_cells} cells x {len(model.genes)} genes written to {out} "
+        f"({facts['steps']} steps, {facts['seconds']:.0f} s, held-out loss {best['heldout']:.4g})"
+    )
+    if split is None:
+        return facts, text
+    sizes = {role: len(getattr(split, role)) for role in ("train", "test", "source", "control")}
+    listed = ", ".join(f"{role} {size}" for role, size in sizes.items())
+    return facts | {"split": sizes | {"hash": split.hash}}, f"{text}\nheld out as in {out / 'split.json'}: {listed}"
+
+
+def _score_table(scores: pd.DataFrame) -> list[Any]:
+    """The scores as a rich table, a column for each method, and their notes as lines."""
+    from rich.table import Table
+
+    from scidiff.plotting import format_score
+
+    numbers = list(scores.select_dtypes("number").columns)
+    table = Table()
+    for column in ("metric", *numbers, "better"):
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in scores.to_dict("records"):
+        table.add_row(row["metric"], *(format_score(row[name]) for name in numbers), row["better"])
+    return [table, *(f"{row['metric']}: {row['note']}" for row in scores.to_dict("records") if row["note"])]
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON values; undefined numbers as null."""
+    return json.loads(table.to_json(orient="records"))
+
+
+# ---- unfinished runs -------------------------------------------------------------------------------------------------
+
+
+def _model_place(out: Path, unfinished: Path, *, resume: bool) -> None:
+    check_folder_place(out)
+    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"cannot write {out}: it exists and is not a model; choose another place")
+    if unfinished.exists() and not resume:
+        raise InputError(f"{unfinished} holds an unfinished run: go on with --resume, or delete it")
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path, asked: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Keep in ``folder`` what a run was asked to do; when it is cut short, keep the folder if the run can go on."""
+    request = folder / "request.json"
+    if resume and folder.exists():
+        try:
+            before = json.loads(request.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} holds no run to resume: {reason(error)}; delete it") from None
+        for name, value in json.loads(json.dumps(asked)).items():
+            if before.get(name) != value:
+                raise InputError(f"{folder} holds a run with other {name}; ask for the same, or delete that folder")
+    else:
+        with writing(folder):
+            folder.mkdir()
+            request.write_text(json.dumps(asked))
+    try:
+        yield
+    except BaseException as error:
+        if not (folder / "run.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt("interrupted; the same command with --resume goes on") from None
+        raise
+
+
+def _content(path: Path) -> str:
+    """A hash of what a file holds: a run must not go on with other data."""
+    from scidiff.storage import file_hash
+
+    return file_hash(path)
+
+
+def _recorded_schema(generated: AnnData) -> Schema | None:
+    """The schema of the model that made these cells, if they say so."""
+    from scidiff.data import Schema
+
+    recorded = generated.uns.get("scidiff", {}).get("schema")
+    return None if recorded is None else Schema.from_dict(json.loads(recorded))

@@ -1,0 +1,148 @@
+"""The main job from beginning to end on a simulated screen: check, split, train, generate, evaluate, report.
+
+A random third of every condition is held out. The model generates as many cells of the same conditions, and both it
+and the baselines are scored against the held-out cells, beside the score of real cells (the training ones).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scidiff.errors import DataWarning
+from scidiff.files import whole_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: a small screen with enough cells of each condition to judge them
+SCREEN: Mapping[str, Any] = {
+    "n_cells": 6000,
+    "n_genes": 1000,
+    "n_tfs": 60,
+    "n_states": 3,
+    "n_batches": 2,
+    "n_perturbations": 12,
+    "n_null": 2,
+    "n_duplicates": 1,
+    "n_combinations": 3,
+    "n_clones": 20,
+    "doses": (1.0, 10.0),
+    "times": (24.0,),
+}
+
+#: the screen's effects are many and weak, and need longer training with less shrinkage than cells of few conditions:
+#: a minute or two on two cores
+TRAINING: Mapping[str, Any] = {"steps": 2000, "weight_decay": 0.5}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration made: files by name, and the scores with a column for each baseline."""
+
+    files: dict[str, Path]
+    scores: pd.DataFrame
+
+
+def _silent(what: str) -> AbstractContextManager[Callable[..., None]]:
+    return contextlib.nullcontext(lambda *args: None)
+
+
+def run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    screen: Mapping[str, Any] = SCREEN,
+    training: Mapping[str, Any] = TRAINING,
+    progress: Callable[[str], AbstractContextManager[Callable[..., None]]] = _silent,
+) -> Demo:
+    """Return scores and files after doing it all in ``folder``, which exists.
+
+    Parameters
+    ----------
+    folder
+        Where screen.h5ad, model, cells.h5ad, scores.csv and report.html go, in place of older ones.
+    seed
+        Makes everything reproducible.
+    screen
+        Arguments of :func:`scidiff.data.simulate`.
+    training
+        Arguments of :class:`scidiff.TrainConfig`.
+    progress
+        ``progress(what)`` is a context that yields ``advance(done, total, note)``.
+    """
+    from scidiff.data import Schema, check, random_split, simulate
+    from scidiff.estimator import ScIDiff
+    from scidiff.evaluation import ConditionalMultinomial, GaussianPCA, evaluate, write_report
+    from scidiff.training import TrainConfig
+
+    names = "screen.h5ad", "model", "cells.h5ad", "scores.csv", "report.html"
+    files = {Path(name).stem: folder / name for name in names}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", DataWarning)
+        with progress("simulating"):
+            adata = simulate(**screen, seed=seed).adata
+        schema = Schema(perturbation="perturbation", control="control", context="cell_type", dose="dose", batch="batch")
+        found = check(adata, schema)
+        split = random_split(adata, schema, fraction=1 / 3, seed=seed)
+        seen, heldout = adata[split.train].copy(), adata[split.test].copy()
+
+        with progress("training") as advance:
+            model = ScIDiff.fit(
+                seen,
+                schema,
+                config=TrainConfig(**training, seed=seed),
+                on_step=lambda at: advance(at.step, at.steps, f"loss {at.loss:.4g}"),
+            )
+        conditions = schema.table(heldout)
+        with progress("generating") as advance:
+            cells = model.generate(1, conditions, seed=seed, on_cells=lambda done: advance(done, len(conditions)))
+        with progress("scoring"):
+            scores = evaluate(cells, heldout, schema=schema, reference=seen, seed=seed)
+            baselines = {}
+            for name, method in (("multinomial", ConditionalMultinomial), ("Gaussian PCA", GaussianPCA)):
+                other = method.fit(seen, schema).generate(conditions, seed=seed)
+                baselines[name] = evaluate(other, heldout, schema=schema, reference=seen, seed=seed)
+
+    for text in (texts := list(dict.fromkeys(str(one.message) for one in caught))):
+        warnings.warn(text, DataWarning, stacklevel=2)
+
+    with whole_file(files["screen"]) as part:
+        adata.write_h5ad(part, compression="gzip")
+    model.save(files["model"])
+    with whole_file(files["model"] / "split.json") as part:
+        part.write_text(split.to_json())
+    with whole_file(files["cells"]) as part:
+        cells.write_h5ad(part, compression="gzip")
+    table = scores.copy()
+    for i, (name, other) in enumerate(baselines.items()):
+        table.insert(3 + i, name, other["value"])
+    with whole_file(files["scores"]) as part:
+        table.to_csv(part, index=False)
+    write_report(
+        files["report"],
+        title="scIDiff on a simulated screen",
+        about={
+            "data": "simulated from a gene-regulatory network: knock-outs, activations, drugs in two doses, pairs",
+            "cells": f"{adata.n_obs:,}, of which {len(split.test):,} held out (a random third of every condition)",
+            "genes": adata.n_vars,
+            "median depth": "{median_molecules:.0f} molecules of {median_genes:.0f} genes".format(**found.depth),
+            "conditions": f"{len(schema.table(adata).drop_duplicates())} (perturbation, dose, cell type, batch)",
+            "noise process": model.settings["noise"],
+            "seed": seed,
+        },
+        history=model.history,
+        real=heldout,
+        generated=cells,
+        color="cell_type",
+        scores=scores,
+        baselines=baselines,
+        warnings=[finding.text for finding in found.findings if finding.level == "note"] + texts,
+    )
+    return Demo(files, table)

@@ -1,0 +1,148 @@
+"""Files in and out of the command line: what cannot be read is named in one line, what is written is written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scidiff.errors import InputError, closest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Return the cells of an h5ad file.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is not one, or it has no cells or genes.
+    """
+    _is_file(path)
+    import anndata
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            is_anndata = {"obs", "var"} <= set(file)
+    except OSError as error:
+        raise InputError(f"{path} is damaged or no h5ad file: {reason(error)}") from error
+    if not is_anndata:
+        raise InputError(f"{path} is no h5ad file: it has no obs and var; convert it with anndata's write_h5ad")
+    try:
+        adata = anndata.read_h5ad(path)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path} cannot be read: {type(error).__name__}: {reason(error)}") from error
+    if 0 in adata.shape:
+        raise InputError(f"{path} is empty: {adata.n_obs} cells x {adata.n_vars} genes")
+    return adata
+
+
+def read_genes(text: str) -> int | list[str]:
+    """Return the number in ``text``, or the genes in the file it names, one a line.
+
+    Raises
+    ------
+    InputError
+        It is neither, or the file names no gene.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    if not Path(text).exists():
+        raise InputError(f"genes {text!r} is neither a number nor a file")
+    _is_file(Path(text))
+    try:
+        genes = [line.strip() for line in Path(text).read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{text} is no text file; write one gene name a line") from None
+    if not genes:
+        raise InputError(f"{text} names no genes; write one a line")
+    return genes
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table of numbers with named rows, from a .csv or (tab-separated) .tsv file.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, a row occurs twice, or a column holds something else than numbers.
+    """
+    _is_file(path)
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, sep="\t" if path.suffix in (".tsv", ".txt") else ",", index_col=0)
+    except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
+        raise InputError(f"{path} cannot be read as a table: {reason(error)}") from error
+    if not table.shape[1]:
+        raise InputError(f"{path} has no columns beside the names; is it separated by commas (.csv) or tabs (.tsv)?")
+    for column in table.columns.difference(table.select_dtypes(["number", "bool"]).columns, sort=False):
+        raise InputError(f"{path}: column {column!r} has values that are no numbers")
+    if not table.index.is_unique:
+        raise InputError(f"{path}: row {table.index[table.index.duplicated()][0]!r} occurs more than once")
+    return table
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a place beside ``path`` to write to; it takes its name when all is written, and goes if that fails."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            yield part
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of any failure what could not be written: full disks come as several types of error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _is_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file")
+    if not path.exists():
+        hint = closest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+        raise InputError(f"there is no file {path}{hint if 'nearest' in hint else ''}")
+
+
+def check_folder_place(path: Path) -> None:
+    """Refuse, before any work is done, a place that nothing can be written to."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {folder}; create it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {folder}")
+
+
+def check_file_place(path: Path, suffix: str, *, inputs: Iterable[Path] = ()) -> None:
+    check_folder_place(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a {suffix} file")
+    if path.suffix != suffix:
+        raise InputError(f"cannot write {path}: the file is {suffix[1:]}, let its name end in {suffix}")
+    if path.resolve() in [one.resolve() for one in inputs]:
+        raise InputError(f"cannot write {path}: it is one of the inputs")
+
+
+def reason(error: BaseException) -> str:
+    """What the system says is wrong, with the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return f"{error}" or type(error).__name__

@@ -1,0 +1,446 @@
+"""Every row of bad_input.md: one clear line that names the offending thing, a failing exit code, nothing written.
+
+The table says what a user does and what he is told; the functions here do it, one for each row, under the row's name.
+For a command line a function returns the words after ``scidiff``; for Python, the call that fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+import scidiff as sd
+from scidiff.cli import main
+
+TABLE = Path(__file__).with_name("bad_input.md")
+SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
+ROLES = ["--perturbation", "drug", "--control", "DMSO", "--context", "cell_type"]
+SMALL = {"width": 8, "n_blocks": 1}
+CONFIG = {"steps": 2, "batch_size": 8}
+
+
+def table_rows() -> list[list[str]]:
+    """Return name, entry, input and message of every row of the table."""
+    lines = [line.strip().strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines[2:]]
+
+
+def good() -> AnnData:
+    """Return 120 cells of two types under DMSO, A, B and A+B, 30 genes, no gene or cell without counts."""
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame(
+        {
+            "drug": np.resize(["DMSO", "A", "B", "A+B"], 120),
+            "cell_type": np.repeat(["CD4 T", "CD8 T"], 60),
+            "amount": np.resize(["0 uM", "1 uM", "10 uM", "plenty"], 120),
+        },
+        index=[f"cell{i}" for i in range(120)],
+    )
+    counts = sparse.csr_matrix(1 + rng.poisson(2.0, (120, 30)), dtype=np.float32)
+    return AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(30)]))
+
+
+def fitted() -> sd.ScIDiff:
+    return sd.ScIDiff.fit(good(), SCHEMA, **SMALL, config=sd.TrainConfig(**CONFIG))
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    """A folder with good cells, generated cells and a model."""
+    folder = tmp_path_factory.mktemp("originals")
+    good().write_h5ad(folder / "cells.h5ad")
+    model = fitted()
+    model.save(folder / "model")
+    model.generate(400).write_h5ad(folder / "generated.h5ad")
+    return folder
+
+
+class Box:
+    """A fresh copy of the originals as working directory, and the ways to spoil it."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+
+    def spoil(self, edit: Callable[[AnnData], AnnData | None]) -> str:
+        """Change the cells in cells.h5ad; return the name of that file."""
+        cells = good()
+        changed = edit(cells)
+        (cells if changed is None else changed).write_h5ad("cells.h5ad")
+        return "cells.h5ad"
+
+    def text(self, name: str, content: str) -> str:
+        Path(name).write_text(content)
+        return name
+
+    def edit_json(self, name: str, **values: object) -> None:
+        """Change values in a JSON file; None removes one."""
+        before = json.loads(Path(name).read_text()) | values
+        Path(name).write_text(json.dumps({key: value for key, value in before.items() if value is not None}))
+
+    def no_permission(self, place: str) -> None:
+        """Deny access to one place, also to root, whom no mode of a file stops."""
+        allowed = os.access
+        self.patch.setattr(os, "access", lambda path, mode: Path(path) != Path(place) and allowed(path, mode))
+
+    def full_disk(self) -> None:
+        def fail(*args: object, **options: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.patch.setattr(os, "replace", fail)
+
+    def unfinished(self, request: str) -> None:
+        Path("new.partial").mkdir()
+        self.text("new.partial/request.json", request)
+
+
+@pytest.fixture
+def box(originals, tmp_path, monkeypatch) -> Box:
+    folder = shutil.copytree(originals, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    return Box(folder, monkeypatch)
+
+
+# ---- the ways to spoil cells ----------------------------------------------------------------------------------------
+
+
+def dense(cells: AnnData, value: float) -> None:
+    """Make X dense with one value at cell1, G2."""
+    cells.X = cells.X.toarray()
+    cells.X[1, 2] = value
+
+
+def scaled(cells: AnnData) -> None:
+    x = cells.X.toarray()
+    cells.X = (x - x.mean(axis=0)) / x.std(axis=0)
+
+
+def normalised(cells: AnnData) -> None:
+    x = cells.X.toarray()
+    cells.X = x / x.sum(axis=1, keepdims=True) * 1e4
+
+
+def logged(cells: AnnData) -> None:
+    normalised(cells)
+    cells.X = np.log1p(cells.X)
+
+
+def emptied(cells: AnnData) -> None:
+    x = cells.X.toarray()
+    x[3:7] = 0
+    cells.X = sparse.csr_matrix(x)
+
+
+def double_genes(cells: AnnData) -> None:
+    cells.var_names = ["G0", "G0", *cells.var_names[2:]]
+
+
+def double_cells(cells: AnnData) -> None:
+    cells.obs_names = ["cell0", "cell0", *cells.obs_names[2:]]
+
+
+def set_drug(cells: AnnData, value: str) -> None:
+    cells.obs["drug"] = cells.obs["drug"].replace({"A": value})
+
+
+def no_b_in_cd8(cells: AnnData) -> AnnData:
+    return cells[(cells.obs["drug"] != "B") | (cells.obs["cell_type"] != "CD8 T")].copy()
+
+
+def other_column(cells: AnnData) -> None:
+    cells.obs["perturbation"] = "x"
+
+
+# ---- one function for each row --------------------------------------------------------------------------------------
+
+
+def train(*words: str, data: str = "cells.h5ad", out: str = "new") -> list[str]:
+    return ["train", data, "--out", out, *ROLES, "--steps", "2", *words]
+
+
+def generate(*words: str, model: str = "model", out: str = "out.h5ad") -> list[str]:
+    return ["generate", model, "--out", out, "--n", "3", *words]
+
+
+def evaluate(*words: str, out: str = "scores.csv") -> list[str]:
+    return ["evaluate", "generated.h5ad", "cells.h5ad", "--out", out, *words]
+
+
+def other_hdf5(box: Box) -> list[str]:
+    with h5py.File("tenx.h5", "w") as file:
+        file["matrix/data"] = np.zeros(3)
+    return ["check", "tenx.h5"]
+
+
+def damaged_inside(box: Box) -> list[str]:
+    with h5py.File("cells.h5ad", "a") as file:
+        del file["X/indptr"]
+    return ["check", "cells.h5ad"]
+
+
+def truncated(box: Box) -> list[str]:
+    Path("cells.h5ad").write_bytes(Path("cells.h5ad").read_bytes()[:5000])
+    return ["check", "cells.h5ad"]
+
+
+def not_readable(box: Box) -> list[str]:
+    box.no_permission("cells.h5ad")
+    return ["check", "cells.h5ad"]
+
+
+def out_no_permission(box: Box) -> list[str]:
+    box.no_permission(".")
+    return train()
+
+
+def out_not_a_model(box: Box) -> list[str]:
+    Path("new").mkdir()
+    box.text("new/thesis.txt", "years of work")
+    return train()
+
+
+def unfinished(box: Box) -> list[str]:
+    box.unfinished("{}")
+    return train()
+
+
+def resume_other_data(box: Box) -> list[str]:
+    box.unfinished(json.dumps({"data": "a hash of other cells"}))
+    return train("--resume")
+
+
+def resume_damaged(box: Box) -> list[str]:
+    box.unfinished("{")
+    return train("--resume")
+
+
+def model_manifest_damaged(box: Box) -> list[str]:
+    box.text("model/manifest.json", '{"format": 1, ')
+    return generate()
+
+
+def model_weights_damaged(box: Box) -> list[str]:
+    weights = Path("model/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    return generate()
+
+
+def model_weights_missing(box: Box) -> list[str]:
+    Path("model/weights.safetensors").unlink()
+    return generate()
+
+
+def model_newer(box: Box) -> list[str]:
+    box.edit_json("model/manifest.json", format=99)
+    return generate()
+
+
+def disk_full(box: Box) -> list[str]:
+    box.full_disk()
+    return [*generate(), "--quiet"]
+
+
+def data_without_network(box: Box) -> Callable:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("no network")
+
+    box.patch.setenv("SCIDIFF_DATA", str(box.folder))
+    box.patch.setattr("pooch.os_cache", lambda name: str(box.folder / "cache"))
+    box.patch.setattr("pooch.retrieve", refuse)
+    return partial(sd.data.load, "norman19")
+
+
+def few_shared_genes(box: Box) -> list[str]:
+    box.spoil(lambda cells: setattr(cells, "var_names", [f"ENSG{i}" for i in range(30)]))
+    return evaluate()
+
+
+def few_real_cells(box: Box) -> list[str]:
+    box.spoil(lambda cells: cells[:5].copy())
+    return evaluate()
+
+
+def real_without_conditions(box: Box) -> list[str]:
+    box.spoil(lambda cells: setattr(cells, "obs", cells.obs[["cell_type"]]))
+    return evaluate()
+
+
+def split_of_other_cells(box: Box) -> Callable:
+    split = sd.data.random_split(good(), SCHEMA)
+    return partial(split.verify, good()[::-1])
+
+
+def fit(edit: Callable[[AnnData], AnnData | None] | None = None, **options: object) -> Callable:
+    """Return the call of ScIDiff.fit on spoiled cells."""
+    cells = good()
+    changed = None if edit is None else edit(cells)
+    options = {"config": sd.TrainConfig(**CONFIG)} | SMALL | options
+    return partial(sd.ScIDiff.fit, cells if changed is None else changed, options.pop("schema", SCHEMA), **options)
+
+
+def asked(*arguments: object, **options: object) -> Callable:
+    """Return the call of ScIDiff.generate."""
+    return partial(fitted().generate, *arguments, **options)
+
+
+def features(box: Box, text: str) -> list[str]:
+    return train("--features", box.text("features.csv", text))
+
+
+CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
+    # files
+    "no file": lambda box: ["check", "missing.h5ad"],
+    "misspelt file": lambda box: ["check", "cels.h5ad"],
+    "folder as file": lambda box: ["check", "model"],
+    "text as h5ad": lambda box: ["check", box.text("notes.h5ad", "hello")],
+    "truncated h5ad": truncated,
+    "other HDF5": other_hdf5,
+    "h5ad damaged inside": damaged_inside,
+    "file not readable": not_readable,
+    # matrices
+    "scaled": lambda box: train(data=box.spoil(scaled)),
+    "scaled, check": lambda box: ["check", box.spoil(scaled), "--quiet"],
+    "scaled, Python": lambda box: fit(scaled),
+    "normalised, not logged": lambda box: train(data=box.spoil(normalised)),
+    "log for thinning": lambda box: train("--noise", "thinning", data=box.spoil(logged)),
+    "negative": lambda box: train(data=box.spoil(lambda cells: dense(cells, -1))),
+    "NaN": lambda box: train(data=box.spoil(lambda cells: dense(cells, np.nan))),
+    "infinite": lambda box: fit(lambda cells: dense(cells, np.inf)),
+    "no cells": lambda box: train(data=box.spoil(lambda cells: cells[:0].copy())),
+    "no genes": lambda box: fit(lambda cells: cells[:, :0].copy()),
+    "all-zero cells": lambda box: train(data=box.spoil(emptied)),
+    "no matrix": lambda box: fit(lambda cells: AnnData(obs=cells.obs, var=cells.var)),
+    "no AnnData": lambda box: partial(sd.data.read_cells, np.zeros((3, 3))),
+    # names
+    "duplicate genes": lambda box: train(data=box.spoil(double_genes)),
+    "duplicate cells": lambda box: train(data=box.spoil(double_cells)),
+    "unknown layer": lambda box: train("--layer", "countz"),
+    "gene mismatch": lambda box: partial(sd.data.read_cells, good(), genes=["G0", *(f"H{i}" for i in range(9))]),
+    "unknown gene": lambda box: train("--genes", box.text("genes.txt", "G0\nG1\ng29\n")),
+    "no gene": lambda box: train("--genes", box.text("genes.txt", "\n")),
+    "genes neither number nor file": lambda box: train("--genes", "all"),
+    "zero genes": lambda box: train("--genes", "0"),
+    # schema
+    "missing column": lambda box: ["train", "cells.h5ad", "--out", "new", "--perturbation", "drugs"],
+    "missing control": lambda box: ["train", "cells.h5ad", "--out", "new", *ROLES[:2], "--control", "dmso"],
+    "control without perturbation": lambda box: ["train", "cells.h5ad", "--out", "new", "--control", "DMSO"],
+    "two roles": lambda box: train("--batch", "cell_type"),
+    "dose in words": lambda box: train("--dose", "amount"),
+    "empty part": lambda box: train(data=box.spoil(lambda cells: set_drug(cells, "A+"))),
+    # conditions
+    "no grammar": lambda box: train("--holdout", "CD4 T"),
+    "unclosed quote": lambda box: train("--holdout", 'cell_type="CD4 T'),
+    "two values": lambda box: train("--holdout", "drug=A,drug=B"),
+    "unknown attribute": lambda box: train("--holdout", "celltype=CD4 T"),
+    "unknown value held out": lambda box: train("--holdout", "cell_type=CD4"),
+    "one attribute twice": lambda box: train("--holdout", "perturbation=A", "--holdout", "drug=C"),
+    "held out together": lambda box: train("--holdout", "drug=B,cell_type=CD8 T", data=box.spoil(no_b_in_cd8)),
+    "role or column": lambda box: train("--holdout", "perturbation=A", data=box.spoil(other_column)),
+    "nothing held out": lambda box: partial(sd.data.holdout, good(), SCHEMA),
+    # settings of training
+    "unknown noise": lambda box: train("--noise", "thining"),
+    "no steps": lambda box: [*train(), "--steps", "0"],
+    "share of everything": lambda box: partial(sd.TrainConfig, heldout=1.0),
+    "random split of everything": lambda box: partial(sd.data.random_split, good(), SCHEMA, fraction=1.0),
+    "split of other cells": split_of_other_cells,
+    "features in words": lambda box: features(box, "drug,size\nA,large\nB,small\n"),
+    "features without commas": lambda box: features(box, "drug size\nA 1\nB 2\n"),
+    "features twice": lambda box: features(box, "drug,size\nA,1\nA,2\nB,3\n"),
+    "features missing": lambda box: features(box, "drug,size\nA,1\nC,2\n"),
+    # the command line
+    "unknown verb": lambda box: ["trian", "cells.h5ad"],
+    "unknown option": lambda box: train("--perturbatoin", "drug"),
+    "missing option": lambda box: ["train", "cells.h5ad"],
+    "no number": lambda box: [*train(), "--steps", "many"],
+    "negative seed": lambda box: generate("--seed", "-1"),
+    # places to write to
+    "no folder": lambda box: train(out="models/new"),
+    "no permission": out_no_permission,
+    "not a model": out_not_a_model,
+    "file instead of folder": lambda box: train(out="cells.h5ad"),
+    "unfinished run": unfinished,
+    "resumed with other data": resume_other_data,
+    "resumed from a damaged run": resume_damaged,
+    "folder instead of file": lambda box: generate(out="model"),
+    "wrong suffix": lambda box: generate(out="out.csv"),
+    "over its input": lambda box: evaluate("--reference", box.text("scores.csv", "")),
+    "disk full": disk_full,
+    # models
+    "no model": lambda box: generate(model="modle"),
+    "no manifest": lambda box: generate(model="."),
+    "manifest damaged": model_manifest_damaged,
+    "weights damaged": model_weights_damaged,
+    "weights missing": model_weights_missing,
+    "newer version": model_newer,
+    "save over something else": lambda box: partial(fitted().save, "cells.h5ad"),
+    # requests
+    "unknown context": lambda box: generate("--condition", "cell_type=CD4"),
+    "unknown perturbation": lambda box: generate("--condition", "perturbation=A+C"),
+    "unknown attribute of a model": lambda box: generate("--condition", "dose=1"),
+    "unknown value, Python": lambda box: asked(3, {"cell_type": "cd8 t"}),
+    "no cells asked": lambda box: generate("--n", "0"),
+    "no sampler steps": lambda box: generate("--steps", "0"),
+    "no depth": lambda box: generate("--depth", "0"),
+    "NaN depth": lambda box: generate("--depth", "nan"),
+    "depths for other cells": lambda box: asked(3, depth=np.array([100.0, 200.0])),
+    "infinite guidance": lambda box: generate("--guidance", "inf"),
+    "no conditions": lambda box: asked(3, pd.DataFrame({"drug": []})),
+    # evaluation
+    "source without control": lambda box: evaluate("--source", "cells.h5ad"),
+    "shared control cells": lambda box: evaluate("--source", "cells.h5ad", "--control", "cells.h5ad"),
+    "few shared genes": few_shared_genes,
+    "few real cells": few_real_cells,
+    "real column missing": real_without_conditions,
+    # data sets
+    "unknown data set": lambda box: partial(sd.data.load, "kang"),
+    "no network": data_without_network,
+}
+
+
+# ---- the tests ------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Return every path below a folder and what files hold."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def test_table_and_functions_agree():
+    names = [name for name, *_ in table_rows()]
+    assert len(names) == len(set(names)) >= 30
+    assert names == list(CASES)
+
+
+@pytest.mark.parametrize(("name", "entry", "message"), [pytest.param(n, e, m, id=n) for n, e, _, m in table_rows()])
+def test_one_clear_line(name, entry, message, box, capsys):
+    action = CASES[name](box)
+    before = contents(box.folder)
+    if callable(action):
+        with pytest.raises(sd.InputError) as caught:
+            action()
+        told = str(caught.value) + "\n"
+        assert not entry.startswith("scidiff")
+    else:
+        code = main(action)
+        said = capsys.readouterr()
+        assert entry == f"scidiff {action[0]}"
+        assert code == (2 if "see scidiff --help" in message else 1)
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        told = said.err.removeprefix("error: ")
+    assert told.count("\n") == 1
+    assert told.endswith("\n")
+    assert re.fullmatch(re.escape(message).replace("…", ".+"), told.strip()), f"{name}: {told}"
+    assert contents(box.folder) == before
