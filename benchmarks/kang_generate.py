@@ -47,9 +47,7 @@ def exact_auc(generated, real, genes: list[str], seed: int) -> float:
     from scidiff.data import log1p_cp10k
 
     places = real.var_names.get_indexer(genes)
-    dense = [
-        log1p_cp10k(a.layers.get("counts", a.X))[:, places].toarray() for a in (generated, real)
-    ]
+    dense = [log1p_cp10k(a.layers.get("counts", a.X))[:, places].toarray() for a in (generated, real)]
     order = np.random.default_rng(seed).permutation(real.n_obs)
     fit, scored = np.array_split(order, 2)
     pcs = PCA(50, random_state=0).fit(dense[1][fit])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# two threads that spin for each other on busy cores are many times slower than one; torch reads this when it loads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 
-torch.set_num_threads(1)  # two threads on busy cores wait for each other longer than they work
+torch.set_num_threads(1)
 
 REAL_DATA = Path(os.environ.get("SCIDIFF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

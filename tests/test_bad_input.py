@@ -295,6 +295,13 @@ def asked(*arguments: object, **options: object) -> Callable:
     return partial(fitted().generate, *arguments, **options)
 
 
+def depth_without_counts(box: Box) -> Callable:
+    cells = good()
+    logged(cells)
+    model = sd.ScIDiff.fit(cells, SCHEMA, **SMALL, config=sd.TrainConfig(**CONFIG))
+    return partial(model.generate, 3, depth=100)
+
+
 def features(box: Box, text: str) -> list[str]:
     return train("--features", box.text("features.csv", text))
 
@@ -330,6 +337,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "gene mismatch": lambda box: partial(sd.data.read_cells, good(), genes=["G0", *(f"H{i}" for i in range(9))]),
     "unknown gene": lambda box: train("--genes", box.text("genes.txt", "G0\nG1\ng29\n")),
     "no gene": lambda box: train("--genes", box.text("genes.txt", "\n")),
+    "genes twice": lambda box: train("--genes", box.text("genes.txt", "G0\nG1\nG0\n")),
     "genes neither number nor file": lambda box: train("--genes", "all"),
     "zero genes": lambda box: train("--genes", "0"),
     # schema
@@ -391,10 +399,12 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "unknown attribute of a model": lambda box: generate("--condition", "dose=1"),
     "unknown value, Python": lambda box: asked(3, {"cell_type": "cd8 t"}),
     "no cells asked": lambda box: generate("--n", "0"),
+    "more cells than memory": lambda box: generate("--n", "1000000000000"),
     "no sampler steps": lambda box: generate("--steps", "0"),
     "no depth": lambda box: generate("--depth", "0"),
     "NaN depth": lambda box: generate("--depth", "nan"),
     "depths for other cells": lambda box: asked(3, depth=np.array([100.0, 200.0])),
+    "depth without counts": depth_without_counts,
     "infinite guidance": lambda box: generate("--guidance", "inf"),
     "no conditions": lambda box: asked(3, pd.DataFrame({"drug": []})),
     # evaluation

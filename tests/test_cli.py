@@ -124,7 +124,8 @@ def test_train_passes_every_option_on(place, capsys):
     assert model.schema == sd.Schema(perturbation="drug", control="DMSO", context="cell_type", **wanted)
     assert model.genes == ["G3", "G1", "G2"]
     assert model.vocabulary.parts == ("A", "B")  # B is known from its features alone
-    assert (model.settings["noise"], model.settings["seed"], model.settings["n_features"]) == ("gaussian", 5, 2)
+    assert (model.settings["noise"], model.settings["n_features"]) == ("gaussian", 2)
+    assert (model.settings["training"]["seed"], model.settings["training"]["steps"]) == (5, 3)
     expected = {"model": "m", "process": "gaussian", "n_cells": 240, "n_genes": 3, "steps": 3, "seed": 5}
     assert {name: told[name] for name in expected} == expected
 

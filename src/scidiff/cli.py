@@ -69,6 +69,8 @@ Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``argv`` defaults to the words after the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # threads that spin while they wait for each other make training ten times slower on a machine with other work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # entered here and not by calling the command, which would print errors as boxes of many lines
         command = typer.main.get_command(app)
@@ -411,7 +413,7 @@ def _training_result(out: Path, model: ScIDiff, split: Any) -> tuple[dict[str, A
         "best_step": int(best["step"]),
         "heldout_loss": float(best["heldout"]),
         "seconds": float(model.history["seconds"].iloc[-1]),
-        "seed": model.settings["seed"],
+        "seed": model.settings["training"]["seed"],
     }
     text = (
         f"{process} model of {n_cells} cells x {len(model.genes)} genes written to {out} "

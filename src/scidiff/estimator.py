@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
+
+#: factors on what a cell's molecules say that calibration may choose from; beyond, the network itself is at fault
+GAINS = (0.9, 1.4)
+#: with fewer, the spread of real cells is too uncertain to calibrate to
+MIN_CELLS_TO_CALIBRATE = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +106,7 @@ class ScIDiff:
         genes: Sequence[str] | int | None = None,
         layer: str | None = None,
         features: pd.DataFrame | None = None,
-        width: int = 128,
+        width: int = 256,
         n_blocks: int = 3,
         config: TrainConfig | None = None,
         seed: int | None = None,
@@ -157,7 +163,7 @@ class ScIDiff:
         cond = vocabulary.encode(cells.conditions, depth=depth)
         control = schema.is_control(cells.conditions)
         task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             denoiser = Denoiser(
                 PROCESSES[noise](),
@@ -174,7 +180,7 @@ class ScIDiff:
             checkpoint=None if checkpoint is None else Path(checkpoint),
             on_step=on_step,
         )
-        return cls(
+        model = cls(
             denoiser=denoiser,
             vocabulary=vocabulary,
             genes=cells.genes,
@@ -189,9 +195,13 @@ class ScIDiff:
                 "n_blocks": n_blocks,
                 "n_features": 0 if described is None else described.shape[1],
                 "n_cells": cells.x.shape[0],
-                "seed": config.seed,
+                "gain": 1.0,
+                "process": asdict(denoiser.process),
+                "training": asdict(config),
             },
         )
+        gain = _calibrated_gain(model, cells, seed=config.seed) if noise == "thinning" else 1.0
+        return replace(model, settings=model.settings | {"gain": gain})
 
     @property
     def schema(self) -> Schema:
@@ -236,7 +246,7 @@ class ScIDiff:
         vocabulary = Vocabulary.from_dict(about["vocabulary"])
         state = {k.removeprefix("denoiser/"): v for k, v in tensors.items() if k.startswith("denoiser/")}
         denoiser = Denoiser(
-            PROCESSES[settings["noise"]](),
+            PROCESSES[settings["noise"]](**settings["process"]),
             anchor=Anchor.from_state(about["factors"], state, prefix="anchor."),
             encoder=ConditionEncoder(vocabulary, settings["width"], features=state.get("encoder.part_features")),
             backbone=Backbone(len(genes), width=settings["width"], n_blocks=settings["n_blocks"]),
@@ -301,17 +311,23 @@ class ScIDiff:
         InputError
             Unknown attribute or value (the nearest are named), or a number out of range.
         """
-        if n < 1 or n_steps < 1:
-            raise InputError(f"n={n}, n_steps={n_steps}: both must be at least 1")
-        rng = np.random.default_rng(seed)
+        if n < 1 or n_steps < 1 or seed < 0:
+            raise InputError(
+                f"n={n}, n_steps={n_steps}, seed={seed}: n and n_steps must be at least 1, seed at least 0"
+            )
+        self._refuse_useless(depth=depth, solver=solver, guidance=guidance)
+        # three streams, so that two conditions asked for with one seed share their noise: paired cells
+        of_conditions, of_depths, of_noise = np.random.SeedSequence(seed).spawn(3)
         asked = self.schema.conditions({} if condition is None else condition, known=self.vocabulary.known)
         if not len(asked):
             raise InputError("the table of conditions has no rows")
         asked = asked.loc[np.repeat(asked.index, n)].reset_index(drop=True)
-        table = self.population.complete(asked, rng=rng)
+        table = self.population.complete(asked, rng=np.random.default_rng(of_conditions))
         depths = None
-        if self.scale == "counts":
-            depths = self.population.draw_depth(table, rng=rng) if depth is None else _checked_depth(depth, len(table))
+        if self.scale == "counts" and depth is None:
+            depths = self.population.draw_depth(table, rng=np.random.default_rng(of_depths))
+        elif depth is not None:
+            depths = _checked_depth(depth, len(table))
         cond = self.vocabulary.encode(table, depth=depths)
         guided = ClassifierFree(self.denoiser, guidance)
         chunks: list[Any] = []
@@ -327,7 +343,8 @@ class ScIDiff:
             n_steps=n_steps,
             guided=guided,
             solver=solver,
-            generator=torch.Generator(self.denoiser.device).manual_seed(int(rng.integers(2**62))),
+            gain=self.settings["gain"],
+            generator=torch.Generator(self.denoiser.device).manual_seed(int(of_noise.generate_state(1)[0])),
             on_cells=collect,
         )
         stack = sparse.vstack(chunks, format="csr") if self.standardizer is None else np.concatenate(chunks)
@@ -335,11 +352,25 @@ class ScIDiff:
             stack,
             table,
             verb="generate",
+            condition="as in training" if condition is None else asked.to_json(orient="records"),
+            depth="as in training" if depth is None else "as asked",
             seed=seed,
             n_steps=n_steps,
             solver=getattr(getattr(solver, "func", solver), "__name__", "default"),
-            guidance=guidance if isinstance(guidance, float | int) else dict(guidance),
+            guidance=dict(guidance) if isinstance(guidance, Mapping) else float(guidance),
         )
+
+    def _refuse_useless(self, *, depth: Any, solver: Any, guidance: Any) -> None:
+        """Raise for a request that this model could only ignore."""
+        if depth is not None and self.scale != "counts":
+            raise InputError("depth= needs a model trained on counts; this one was trained on log expression")
+        if solver is not None and self.standardizer is None:
+            raise InputError("solver= is for Gaussian noise; thinning has one sampler, with n_steps=")
+        known = self.vocabulary.attributes
+        if isinstance(guidance, Mapping) and (unknown := [name for name in guidance if name not in known]):
+            raise InputError(
+                f"guidance names {unknown[0]!r}, not an attribute of this model{closest(unknown[0], known)}"
+            )
 
     def _as_anndata(self, x: Any, table: pd.DataFrame, **how: Any) -> AnnData:
         """Return sampled values as AnnData with conditions and provenance."""
@@ -405,17 +436,48 @@ def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config
     )
 
 
+def _calibrated_gain(model: ScIDiff, cells: Cells, *, seed: int) -> float:
+    """Return the gain at which generated cells spread within their conditions as the training cells do.
+
+    Bisected on training cells (at most 1,200), generated in their own conditions and depths with the same noise.
+    """
+    from scidiff.evaluation.spread import Spread
+
+    rows = np.random.default_rng(seed).permutation(len(cells.conditions))[:1200]
+    table = cells.conditions.iloc[rows].reset_index(drop=True)
+    condition = table.astype(str).agg("|".join, axis=1).to_numpy() if table.shape[1] else np.zeros(len(rows))
+    counts = sparse.csr_matrix(cells.x[rows])
+    if len(rows) < MIN_CELLS_TO_CALIBRATE or counts.shape[1] < 3:
+        return 1.0
+    real = Spread.of(counts, condition)
+    compared, depth = slice(1, None, 2), _sums(counts)
+
+    def ratio(gain: float) -> float:
+        trial = replace(model, settings=model.settings | {"gain": gain})
+        made = trial.generate(1, table[compared].reset_index(drop=True), depth=depth[compared], seed=seed)
+        return real.ratio(made.layers["counts"], condition[compared])
+
+    low, high = GAINS
+    for _ in range(5):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) < 1 else (low, middle)
+    return round((low + high) / 2, 3)
+
+
 def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     """Return cells with the genes asked for: a list, or the most variable ones of these (training) cells."""
     if genes is None:
         return cells
-    if isinstance(genes, int):
+    if isinstance(genes, Integral):
         from scidiff.data.scaling import highly_variable_genes
 
         logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
-        places = highly_variable_genes(logged, genes)
+        places = highly_variable_genes(logged, int(genes))
     else:
         index = pd.Index(cells.genes)
+        if len(set(genes)) < len(genes):
+            double = pd.Index(genes)[pd.Index(genes).duplicated()][0]
+            raise InputError(f"gene {double!r} is asked for more than once; name each gene once")
         if missing := [gene for gene in genes if gene not in index]:
             raise InputError(
                 f"{len(missing)} of {len(genes)} genes asked for are not in the data, first {missing[0]!r}"

@@ -138,8 +138,8 @@ def _adata(
     obs = conditions.copy()
     obs.index = [str(i) for i in range(len(obs))]
     adata = ad.AnnData(x, obs=obs, var=pd.DataFrame(index=genes))
-    scale = {"X": "log1p(CP10k)"}
+    scales = {"X": "log1p(CP10k)"}
     if counts is not None:
-        adata.layers["counts"], scale["layers/counts"] = counts, "counts"
-    adata.uns["scidiff"] = {**made_by, "scale": scale}
+        adata.layers["counts"], scales["counts"] = counts, "counts"
+    adata.uns["scidiff"] = {**made_by, "scales": scales}
     return adata

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from scidiff.conditioning import Conditions
 from scidiff.models.denoiser import Denoiser as TrainedDenoiser
 from scidiff.models.gaussian import GaussianNoise
+from scidiff.sampling.guidance import Gain
 from scidiff.sampling.solvers import Denoiser, ancestral, dpmpp_2m
 
 #: cells sampled together: large enough for efficient matrix products, small enough for little memory
@@ -23,6 +24,7 @@ def generate(
     n_steps: int,
     guided: Denoiser | None = None,
     solver: Callable[..., Tensor] | None = None,
+    gain: float = 1.0,
     generator: Generator,
     on_cells: Callable[[Tensor], None],
 ) -> None:
@@ -40,6 +42,8 @@ def generate(
         The denoiser to sample from where it is not ``denoiser`` itself, such as a guided one.
     solver
         Gaussian noise: any of :mod:`scidiff.sampling.solvers` (default: DPM-Solver++(2M)). Thinning has one.
+    gain
+        Thinning: factor on what a cell's own molecules say (:class:`~scidiff.sampling.guidance.Gain`).
     generator
         Source of randomness.
     on_cells
@@ -56,5 +60,5 @@ def generate(
             x = (solver or dpmpp_2m)(guided or denoiser, x, levels, part, generator=generator)
         else:
             levels = process.levels(part.depth, n_steps)
-            x = ancestral(guided or denoiser, x, levels, part, process=process, generator=generator)
+            x = ancestral(Gain(guided or denoiser, gain), x, levels, part, process=process, generator=generator)
         on_cells(x.cpu())

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scidiff.errors import InputError
@@ -78,3 +79,37 @@ class ClassifierFree:
         if isinstance(self.weight, dict):
             return [(w, cond.drop(*(self.weight.keys() - {attribute}))) for attribute, w in self.weight.items()]
         return [(self.weight, cond)]
+
+
+class Gain:
+    """Multiply what a cell's own molecules say: ``prediction = p(empty) + gain (p(x) - p(empty))``.
+
+    p(empty) is the prediction for a cell without molecules, what its condition alone says. A network trained on a few
+    thousand cells trusts the molecules it sees too little, as any estimate from finite data is drawn to the mean, and
+    populations come out too uniform. One number, calibrated after training, gives them their spread. For thinning
+    (predictions are logits). Not for several chunks of cells: p(empty) is made at the first call and kept.
+
+    Parameters
+    ----------
+    denoiser
+        Any denoiser, guided or not.
+    gain
+        1 leaves predictions as they are.
+    """
+
+    def __init__(self, denoiser: Denoiser, gain: float) -> None:
+        self.denoiser = denoiser
+        self.gain = gain
+        self._empty: Tensor | None = None
+
+    def __call__(self, x_noisy: Tensor, level: Tensor, cond: Any = None) -> Tensor:
+        """Return the amplified prediction, shape (n_cells, n_genes)."""
+        prediction = self.denoiser(x_noisy, level, cond)
+        if self.gain == 1:
+            return prediction
+        if self._empty is None:
+            starts_empty = not bool(level.any())
+            self._empty = (
+                prediction if starts_empty else self.denoiser(torch.zeros_like(x_noisy), torch.zeros_like(level), cond)
+            )
+        return self._empty + self.gain * (prediction - self._empty)

@@ -51,7 +51,7 @@ def ancestral(
         raise InputError(
             f"levels of shape {tuple(levels.shape)} for {len(x)} cells: need (n_steps + 1,) or (n_steps + 1, n_cells)"
         )
-    levels = levels.to(x.device).reshape(len(levels), -1).expand(-1, len(x))
+    levels = levels.to(x).reshape(len(levels), -1).expand(-1, len(x))
     for step, (level, next_level) in enumerate(pairwise(levels), start=1):
         prediction = denoiser(x, level, cond)
         x = process.step(x, level, next_level=next_level, prediction=prediction, generator=generator)
