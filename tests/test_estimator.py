@@ -199,7 +199,7 @@ class TestGenerate:
             ({"depth": [100.0, 200.0, 300.0], "n": 2}, "one for each of the 2 cells"),
             ({"depth": float("nan")}, "depth must be"),
             ({"guidance": float("inf")}, "guidance weight"),
-            ({"guidance": {"colour": 2.0}}, "no attribute 'colour'"),
+            ({"guidance": {"colour": 2.0}}, "guidance names 'colour'"),
         ],
     )
     def test_bad_requests(self, model, arguments, message):

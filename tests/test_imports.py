@@ -34,7 +34,8 @@ ALLOWED = {
     "plotting": {"data", "evaluation.metrics", "evaluation.evaluate"},
     "storage": set(),  # files and tensors
     "files": set(),
-    "estimator": {"data", "conditioning", "models", "training", "sampling", "storage"},
+    # rooms that must not know each other meet here: calibration judges samples (sampling) by their spread (evaluation)
+    "estimator": {"data", "conditioning", "evaluation", "models", "training", "sampling", "storage"},
     "demo": {"data", "estimator", "evaluation", "files", "training"},
     "cli": {"data", "demo", "estimator", "evaluation", "files", "plotting", "storage", "training"},
     "__main__": {"cli"},

@@ -422,8 +422,10 @@ def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: Tra
 def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
     """Gaussian noise: standardised log expression, a share of the cells is held out."""
     logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
-    standardizer = Standardizer.fit(logged)
     anchor = Anchor.fit(logged, cond, control=control, counts=False)
+    # the network works around the anchor: there, not around the overall mean, genes shall have unit variance
+    overall, around = Standardizer.fit(logged), anchor.residual_sd(logged, cond)
+    standardizer = Standardizer(mean=overall.mean, sd=np.where(around > 1e-3 * overall.sd, around, overall.sd))
     everything = ExpressionBatches(logged, standardizer)
     order = np.random.default_rng(config.seed).permutation(len(everything))
     fit, held = np.split(order, [len(order) - int(config.heldout * len(order))])

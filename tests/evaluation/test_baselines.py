@@ -63,7 +63,7 @@ def test_conditions_come_back_in_order_and_seeds_repeat(baseline, training, sche
     assert first.obs["cell_type"].tolist() == ["B", "T", "T"]
     assert abs(first.X - again.X).max() == 0
     assert abs(first.X - other.X).max() > 0
-    assert first.uns["scidiff"]["scale"]["X"] == "log1p(CP10k)"
+    assert first.uns["scidiff"]["scales"]["X"] == "log1p(CP10k)"
 
 
 @pytest.mark.parametrize("baseline", [ConditionalMultinomial, GaussianPCA])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scidiff.errors import InputError
 from scidiff.models.gaussian import GaussianNoise
-from scidiff.sampling.guidance import ClassifierFree
+from scidiff.sampling.guidance import ClassifierFree, Gain
 from scidiff.sampling.solvers import heun
 
 GAUSSIAN = GaussianNoise(sigma_min=0.01, sigma_max=50)
@@ -154,3 +154,24 @@ def test_without_conditions_there_is_nothing_to_guide():
 def test_bad_weights_are_refused(weight, drop):
     with pytest.raises(InputError, match="guidance"):
         ClassifierFree(gaussian_denoiser, weight, drop=drop)
+
+
+def test_gain_multiplies_what_the_cell_says():
+    """p(empty) + gain (p(x) - p(empty)); gain 1 is the denoiser itself."""
+    empty = logit_denoiser(torch.zeros_like(X), torch.zeros_like(LEVEL), COND)
+    full = logit_denoiser(X, LEVEL, COND)
+    torch.testing.assert_close(Gain(logit_denoiser, 1.0)(X, LEVEL, COND), full)
+    torch.testing.assert_close(Gain(logit_denoiser, 1.3)(X, LEVEL, COND), empty + 1.3 * (full - empty))
+
+
+def test_gain_asks_for_the_empty_cell_once():
+    asked = []
+
+    def counting(x, level, cond):
+        asked.append(float(level.max()))
+        return logit_denoiser(x, level, cond)
+
+    amplified = Gain(counting, 1.5)
+    for level in (0.0, 0.5, 0.8):
+        amplified(X * level, LEVEL.clone().fill_(level), COND)
+    assert asked == [0.0, 0.5, 0.8]

@@ -188,7 +188,9 @@ class Schema:
         InputError
             Unknown key or value; the nearest are named.
         """
-        rows = request.to_dict("records") if isinstance(request, pd.DataFrame) else request
+        rows = request
+        if isinstance(request, pd.DataFrame):  # without columns it still has rows: cells of no condition
+            rows = request.to_dict("records") if request.shape[1] else [{}] * len(request)
         rows = [rows] if isinstance(rows, Mapping) else list(rows)
         raw = pd.DataFrame([self._keyed(row) for row in rows], columns=list(self.columns), dtype=object)
         units = getattr(known, "attrs", {}).get("units", {})

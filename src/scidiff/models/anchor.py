@@ -145,6 +145,12 @@ class Anchor(nn.Module):
             effects.append(rows.astype(np.float32))
         return cls(torch.from_numpy(groups.base), factors, keys, torch.from_numpy(np.concatenate(effects)))
 
+    def residual_sd(self, x: sparse.csr_matrix | np.ndarray, cond: Conditions) -> np.ndarray:
+        """Return the standard deviation of expression around its condition's mean, per gene, shape (n_genes,)."""
+        groups = _Groups.of(x, cond, control=np.zeros(len(cond), bool), counts=False)
+        assert groups.square is not None
+        return np.sqrt(np.maximum(groups.square, 0)).astype(np.float32)
+
     def standardised(self, mean: np.ndarray, sd: np.ndarray) -> Anchor:
         """Return the same anchor for expression standardised as ``(x - mean) / sd`` per gene."""
         centre, scale = torch.from_numpy(mean), torch.from_numpy(sd)

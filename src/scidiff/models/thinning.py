@@ -122,10 +122,10 @@ def draw_molecules(logits: Tensor, n: Tensor, *, generator: torch.Generator) -> 
     has far fewer molecules than a matrix has entries.
     """
     n_cells, n_genes = logits.shape
-    cdf = (logits - logits.amax(dim=1, keepdim=True)).exp().double().cumsum(dim=1)
-    # one search in all cells at once: the distribution of cell i lies in (i, i + 1]
-    cdf = cdf / cdf[:, -1:] + torch.arange(n_cells, device=cdf.device)[:, None]
-    cells = torch.repeat_interleave(torch.arange(n_cells, device=cdf.device), n.clamp_min(0).long())
+    row = torch.arange(n_cells, device=logits.device)
+    # one search in all cells at once: the distribution of cell i lies in (i, i + 1], which needs double precision
+    cdf = torch.softmax(logits, dim=1).cumsum(dim=1, dtype=torch.float64).add_(row[:, None])
+    cells = torch.repeat_interleave(row, n.clamp_min(0).long())
     u = torch.rand(len(cells), generator=generator, dtype=torch.float64, device=cdf.device)
     place = torch.searchsorted(cdf.view(-1), cells + u)
     place = place.clamp(cells * n_genes, cells * n_genes + n_genes - 1)  # rounding at the edge of a cell
