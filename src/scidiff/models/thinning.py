@@ -166,8 +166,8 @@ def binomial(count: Tensor, probability: Tensor, *, generator: torch.Generator) 
     """Return Binomial(count, probability), the shape of ``count``. Most counts are 0 or 1, where one coin is enough."""
     kept = (torch.rand(count.shape, generator=generator, device=count.device) < probability).to(count.dtype)
     kept = kept * (count > 0)
-    many = count > 1
-    if many.any():
+    many = (count > 1).nonzero(as_tuple=True)
+    if len(many[0]):
         kept[many] = torch.binomial(count[many], probability[many].to(count.dtype), generator=generator)
     return kept
 

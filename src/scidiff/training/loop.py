@@ -259,7 +259,7 @@ class Run:
     def look(self, step: int, *, loss: float, heldout: float, always_new: bool) -> None:
         """Record a look at what was held out; remember the weights if it is the best so far."""
         self.step = step
-        self.history.append({"step": step, "loss": loss, "heldout": heldout, "seconds": round(self.seconds, 2)})
+        self.history.append({"step": step, "loss": loss, "heldout": heldout, "seconds": round(self.seconds, 4)})
         if always_new or heldout < self.lowest:
             self.lowest, self.stale = heldout, 0
             self.best = {name: weight.clone() for name, weight in self.average.weights.items()}
