@@ -94,7 +94,7 @@ def one_seed(adata, seed: int, steps: list[int], out: Path) -> list[dict]:
         table = score(cells, real, train)
         if i == 0:
             if seed == 0:
-                figure(real, cells, out / "kang_generate.png")
+                figure(real, cells, Path(__file__).parents[1] / "docs" / "figures" / "kang_generate.png")
             rows.append({"method": "real (training cells)", "seed": seed, **table["ceiling"]})
         row = {"method": name, "seed": seed, **table["value"], "cells_per_s": rate}
         if "thinning" in name:
