@@ -57,6 +57,8 @@ PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
 
 #: factors on what a cell's molecules say that calibration may choose from; beyond, the network itself is at fault
 GAINS = (0.9, 1.4)
+#: molecules a generated cell may have; every one of them is drawn
+MAX_DEPTH = 10_000_000
 #: with fewer, the spread of real cells is too uncertain to calibrate to
 MIN_CELLS_TO_CALIBRATE = 200
 
@@ -242,6 +244,9 @@ class ScIDiff:
             There is none, it is damaged, or a newer version wrote it.
         """
         about, tensors = read_model(Path(folder))
+        needed = ("settings", "scale", "vocabulary", "population", "factors", "history", "genes")
+        if missing := [name for name in needed if name not in about]:
+            raise InputError(f"the manifest of {folder} has no {missing[0]!r}; train or copy the model again")
         settings, genes = about["settings"], about["genes"]
         vocabulary = Vocabulary.from_dict(about["vocabulary"])
         state = {k.removeprefix("denoiser/"): v for k, v in tensors.items() if k.startswith("denoiser/")}
@@ -521,8 +526,10 @@ def _as_obs(column: pd.Series) -> pd.Series:
 
 def _checked_depth(depth: float | np.ndarray, n: int) -> np.ndarray:
     depth = np.broadcast_to(np.asarray(depth, dtype=float), (n,)) if np.ndim(depth) == 0 else np.asarray(depth, float)
-    if depth.shape != (n,) or not (np.isfinite(depth).all() and (depth >= 1).all()):
-        raise InputError(f"depth must be one number of at least 1 molecule, or one for each of the {n} cells")
+    if depth.shape != (n,) or not ((depth >= 1) & (depth <= MAX_DEPTH)).all():
+        raise InputError(
+            f"depth must be one number from 1 to {MAX_DEPTH:,} molecules, or one for each of the {n} cells"
+        )
     return np.rint(depth)
 
 

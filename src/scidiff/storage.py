@@ -34,6 +34,7 @@ def write_model(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor])
         manifest = {"format": FORMAT, "weights_sha256": file_hash(fresh / WEIGHTS)} | about
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True))
         fresh.chmod(0o755)
+        (fresh / WEIGHTS).chmod(0o644)  # temporary files are private, models are shared
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old / folder.name)
