@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # the tensors of tests are small: a second thread waits longer than it computes
 
 REAL_DATA = Path(os.environ.get("SCIDIFF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
