@@ -57,21 +57,22 @@ class Population:
         If none agrees, as for a combination never seen, numbers of cells of those that share its contexts, or of all.
         """
         said = {name: value for name, value in condition.items() if not pd.isna(value)}
-        for names in (said, [n for n in said if n not in ("perturbation", "dose", "time", "batch")]):
-            agree = np.ones(len(self.n_cells), bool)
-            for name in names:
-                agree &= (self.conditions[name] == said[name]).to_numpy(bool)
-            if agree.any():
+        contexts = {n: value for n, value in said.items() if n not in ("perturbation", "dose", "time", "batch")}
+        for wanted in (said, contexts):
+            if (agree := self._agree(wanted)).any():
                 return np.where(agree, self.n_cells, 0)
         return self.n_cells
 
     def knows(self, condition: pd.Series) -> bool:
         """Whether training cells agree with ``condition`` where it says something."""
+        return bool(self._agree({name: value for name, value in condition.items() if not pd.isna(value)}).any())
+
+    def _agree(self, wanted: dict[str, object]) -> np.ndarray:
+        """A mask of the conditions that have all these values."""
         agree = np.ones(len(self.n_cells), bool)
-        for name, value in condition.items():
-            if not pd.isna(value):
-                agree &= (self.conditions[name] == value).to_numpy(bool)
-        return bool(agree.any())
+        for name, value in wanted.items():
+            agree &= (self.conditions[name] == value).to_numpy(bool)
+        return agree
 
     def complete(self, wanted: pd.DataFrame, *, rng: np.random.Generator) -> pd.DataFrame:
         """Return ``wanted`` with what it leaves open drawn as in the training cells that agree with the rest.

@@ -1,6 +1,6 @@
 """The anchor: per-condition expression in closed form, shrunk by empirical Bayes; where the network starts.
 
-    counts       log rho_g(cond) = log base_g + sum_k effect_{r_k(cond), g}          (renormalised by the head)
+    counts       log rho_g(cond) = log base_g + sum_k effect_{r_k(cond), g}          (up to a constant)
     no counts    mean_g(cond)    =     base_g + sum_k effect_{r_k(cond), g}
 
 A *factor* is a set of attributes, a *row* one of its values: cell type "B"; perturbation part "IFN-beta"; the pair of
