@@ -10,7 +10,7 @@ from scipy import sparse
 
 from scidiff.conditioning import Vocabulary
 from scidiff.data.schema import Schema
-from scidiff.models.anchor import Anchor, gamma_shape
+from scidiff.models.anchor import Anchor, distinct_rows, gamma_shape
 
 SCHEMA = Schema(perturbation="drug", control="ctrl", context=["type"])
 N_GENES = 20
@@ -276,3 +276,19 @@ def test_from_state_is_the_same_anchor():
     again = Anchor.from_state([f.attributes for f in fitted.anchor.factors], state, prefix="anchor.")
     cond = fitted.vocabulary.encode(SCHEMA.conditions([{}, {"type": "T", "drug": "B"}, {"drug": "A+B"}]))
     assert torch.equal(again(cond), fitted.anchor(cond))
+
+
+class TestDistinctRows:
+    """The rows that are summed once for all cells that share them."""
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_against_numpy(self, seed):
+        rows = np.random.default_rng(seed).integers(0, 4, size=(60, 3))
+        rows[:, 1] *= 10**15  # large numbers must not overflow into each other
+        distinct, place = distinct_rows(torch.from_numpy(rows))
+        assert np.array_equal(distinct[place], rows)
+        assert sorted(map(tuple, distinct.tolist())) == list(map(tuple, np.unique(rows, axis=0).tolist()))
+
+    def test_no_rows(self):
+        distinct, place = distinct_rows(torch.zeros(0, 2, dtype=torch.long))
+        assert len(distinct) == len(place) == 0

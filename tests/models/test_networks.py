@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 
 from scidiff.models.networks import Backbone, Block, LevelEmbedding, read_genes
-from scidiff.models.thinning import csr_tensor
+from scidiff.models.sparse import csr_tensor
 
 
 def to_csr(x: torch.Tensor) -> torch.Tensor:

@@ -21,14 +21,15 @@ def test_average_by_hand():
     with torch.no_grad():
         module.weight.fill_(path[0])
     average = Average(module, 0.3)
+    assert average.EVERY == 4
     expected = path[0]
     for step, value in enumerate(path[1:], start=1):
         with torch.no_grad():
             module.weight.fill_(value)
         average.update(module, step)
-        decay = min(0.3, (1 + step) / (10 + step))  # 2/11, 3/12, then 0.3
+        decay = min(0.3, (1 + step) / (10 + step)) ** 4  # 2/11, 3/12, then 0.3; one update stands for four steps
         expected = decay * expected + (1 - decay) * value
-        assert float(average.weights["weight"]) == pytest.approx(expected, rel=1e-5)
+        assert float(average.weights["weight"]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert module.weight.item() == path[-1]
 
 

@@ -110,8 +110,9 @@ class Anchor(nn.Module):
     def forward(self, cond: Conditions) -> Tensor:
         """Return the anchor of each cell."""
         # conditions are few where cells are many: sum the rows of each distinct condition once
-        distinct, place = torch.unique(self.rows(cond), dim=0, return_inverse=True)
-        return (self.base + F.embedding_bag(distinct, self.effects, mode="sum", padding_idx=0))[place]
+        distinct, place = distinct_rows(self.rows(cond))
+        each = self.base + F.embedding_bag(distinct, self.effects, mode="sum", padding_idx=0)
+        return each.index_select(0, place)
 
     @classmethod
     def fit(cls, x: sparse.csr_matrix | np.ndarray, cond: Conditions, *, control: np.ndarray, counts: bool) -> Anchor:
@@ -257,3 +258,15 @@ def gamma_shape(observed: np.ndarray, expected: np.ndarray) -> float:
 
 def _dense(matrix) -> np.ndarray:
     return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows of a matrix of integers, and for every row of it the place of its own among them."""
+    if not len(rows):
+        return rows, rows[:, 0]
+    key = torch.zeros_like(rows[:, 0])
+    for column in rows.unbind(1):  # after each column the key counts distinct rows, so that it cannot grow
+        key = torch.unique(key * (column.max() + 1) + column, return_inverse=True)[1]
+    order = torch.arange(len(key), device=key.device)
+    first = torch.empty_like(order[: int(key.max()) + 1]).scatter_(0, key, order)
+    return rows[first], key

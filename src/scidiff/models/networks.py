@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scidiff.models.thinning import csr_tensor
+from scidiff.models.sparse import csr_tensor, to_dense, without_zeros
 
 
 class Backbone(nn.Module):
@@ -60,32 +60,34 @@ class Backbone(nn.Module):
 
 
 def read_genes(x: Tensor, genes: Tensor) -> Tensor:
-    """Return ``x @ genes``, shape (n_cells, width), for dense or CSR ``x``."""
-    return x @ genes if x.layout == torch.strided else _SparseProduct.apply(x, genes)
+    """Return ``x @ genes``, shape (n_cells, width), for dense or CSR ``x``.
+
+    In single precision sparse products do the least work. Where bfloat16 is fast, multiplying the zeros costs less
+    than skipping them (and CPUs have no sparse kernel for it).
+    """
+    if x.layout == torch.strided:
+        return x @ genes
+    if torch.is_autocast_enabled(x.device.type):
+        return to_dense(x, torch.get_autocast_dtype(x.device.type)) @ genes
+    return _SparseProduct.apply(without_zeros(x), genes)
 
 
 class _SparseProduct(torch.autograd.Function):
-    """CSR x dense, in single precision (there is no other kernel on CPUs).
-
-    The gradient needs the transpose as CSR: scipy makes it in one pass, where torch sorts.
-    """
+    """CSR x dense. The gradient needs the transpose as CSR: scipy makes it in one pass, where torch sorts."""
 
     @staticmethod
     def forward(ctx, x: Tensor, genes: Tensor) -> Tensor:
         ctx.x = x
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ genes
+        return x @ genes
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
         x = ctx.x
         if x.device.type != "cpu":
-            return None, x.t() @ grad.float()
+            return None, x.t() @ grad
         arrays = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
         across = sparse.csr_matrix(arrays, shape=x.shape).tocsc()
-        return None, csr_tensor(
-            *map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)
-        ) @ grad.float()
+        return None, csr_tensor(*map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)) @ grad
 
 
 class Block(nn.Module):

@@ -15,12 +15,12 @@ Cells come as sparse CSR tensors (training) or dense tensors (sampling), shape (
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import torch
 from torch import Tensor
 
 from scidiff.errors import InputError
+from scidiff.models.sparse import depth_of, flat_index, like_csr, per_entry
 
 #: counts are put on this scale before the logarithm: a gene with one molecule in a cell of 1,000 gives log 2
 INPUT_SCALE = 1e3
@@ -59,7 +59,7 @@ class Thinning:
         """Return thinned counts: Binomial(x, kappa), the layout and sparsity pattern of ``x``, shape of ``x``."""
         if x.layout == torch.strided:
             return binomial(x, kappa[:, None].expand_as(x), generator=generator)
-        kept = binomial(x.values(), kappa[row_index(x)], generator=generator)
+        kept = binomial(x.values(), per_entry(x, kappa), generator=generator)
         return like_csr(x, kept)
 
     def noise(self, x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -92,12 +92,12 @@ class Thinning:
         if x_noisy.layout == torch.strided:
             seen = torch.log1p(x_noisy * scale[:, None])
         else:
-            seen = like_csr(x_noisy, torch.log1p(x_noisy.values() * scale[row_index(x_noisy)]))
+            seen = like_csr(x_noisy, torch.log1p(x_noisy.values() * per_entry(x_noisy, scale)))
         return seen, torch.log1p(level) / 4
 
     def head(self, raw: Tensor, x_noisy: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
         """Return logits, shape (n_cells, n_genes): the anchor's log composition, moved by the network."""
-        return raw + anchor
+        return raw.float() + anchor
 
     def loss(self, prediction: Tensor, x: Tensor, *, x_noisy: Tensor, level: Tensor) -> Tensor:
         """Return the negative log-likelihood of the removed molecules, nats per molecule, shape (n_cells,).
@@ -105,8 +105,7 @@ class Thinning:
         The multinomial likelihood without its constant; averaged over held-out molecules it is the score of molecular
         cross-validation. ``x`` and ``x_noisy`` share a sparsity pattern. Cells that lost nothing count 0.
         """
-        removed = x.values() - x_noisy.values()
-        return multinomial_nll(prediction, row_index(x), x.col_indices(), removed)
+        return multinomial_nll(prediction, like_csr(x, x.values() - x_noisy.values()))
 
     def step(
         self, x: Tensor, level: Tensor, *, next_level: Tensor, prediction: Tensor, generator: torch.Generator
@@ -134,67 +133,61 @@ def draw_molecules(logits: Tensor, n: Tensor, *, generator: torch.Generator) -> 
 
 
 class _MultinomialNLL(torch.autograd.Function):
-    """-sum_g k_g log softmax(z)_g / sum_g k_g per cell, for sparse k; the gradient is made in one pass over z."""
+    """-sum_g k_g log softmax(z)_g / sum_g k_g per cell, for sparse k; two passes over z with its gradient."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, rows: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
-        log_norm = torch.logsumexp(logits, dim=1)
-        total = log_norm.new_zeros(len(logits)).index_add_(0, rows, counts).clamp_min(1)
-        log_likelihood = logits[rows, columns] - log_norm[rows]
-        ctx.save_for_backward(logits, log_norm, rows, columns, counts, total)
-        return -torch.zeros_like(total).index_add_(0, rows, counts * log_likelihood) / total
+    def forward(ctx, logits: Tensor, counts: Tensor) -> Tensor:
+        p, place, total = torch.softmax(logits, dim=1), flat_index(counts), depth_of(counts)
+        ctx.save_for_backward(p, counts.values(), place, total)
+        ctx.counts = counts
+        smallest = torch.finfo(p.dtype).tiny
+        log_likelihood = counts.values() * torch.take(p, place).clamp_min_(smallest).log_()
+        return -depth_of(like_csr(counts, log_likelihood)) / total.clamp_min(1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        logits, log_norm, rows, columns, counts, total = ctx.saved_tensors
-        lost = log_norm.new_zeros(len(logits)).index_add_(0, rows, counts)
-        scale = grad / total
-        out = (logits - log_norm[:, None]).exp_().mul_((scale * lost)[:, None])
-        out.view(-1).index_add_(0, rows * logits.shape[1] + columns, -counts * scale[rows])
-        return out, None, None, None
+        p, counts, place, total = ctx.saved_tensors
+        scale = grad / total.clamp_min(1)
+        out = p * (scale * total)[:, None]
+        out.view(-1).scatter_add_(0, place, counts * per_entry(ctx.counts, -scale))
+        return out, None
 
 
-def multinomial_nll(logits: Tensor, rows: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+def multinomial_nll(logits: Tensor, counts: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of molecules under softmax(logits), nats, shape (n_cells,).
 
-    ``counts`` molecules of gene ``columns`` in cell ``rows``; a cell without any counts 0.
+    ``counts`` are the molecules, CSR, shape (n_cells, n_genes), the shape of ``logits``; a cell without any counts 0.
     """
-    return _MultinomialNLL.apply(logits.float(), rows, columns, counts)
+    return _MultinomialNLL.apply(logits.float(), counts)
+
+
+#: up to this count the binomial is inverted term by term for all entries at once
+FEW = 4
 
 
 def binomial(count: Tensor, probability: Tensor, *, generator: torch.Generator) -> Tensor:
     """Return Binomial(count, probability), the shape of ``count``. Most counts are 0 or 1, where one coin is enough."""
-    kept = (torch.rand(count.shape, generator=generator, device=count.device) < probability).to(count.dtype)
-    kept = kept * (count > 0)
-    many = (count > 1).nonzero(as_tuple=True)
-    if len(many[0]):
-        kept[many] = torch.binomial(count[many], probability[many].to(count.dtype), generator=generator)
+    u = torch.rand(count.shape, generator=generator, device=count.device)
+    kept = ((u < probability) & (count > 0)).to(count.dtype)
+    several = (count > 1).view(-1).nonzero().squeeze(1)
+    if len(several):
+        n, p = torch.take(count, several), torch.take(probability, several).to(count.dtype)
+        drawn = _invert_binomial(n, p, torch.take(u, several))
+        many = (n > FEW).nonzero().squeeze(1)
+        drawn[many] = torch.binomial(n[many], p[many], generator=generator)
+        kept.view(-1)[several] = drawn
     return kept
 
 
-# ---- sparse cells ---------------------------------------------------------------------------------------------------
-
-
-def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, n_genes: int) -> Tensor:
-    """Return a CSR tensor without torch's notice that the layout is in beta."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(crow, col, values, size=(len(crow) - 1, n_genes), check_invariants=False)
-
-
-def like_csr(x: Tensor, values: Tensor) -> Tensor:
-    """Return a CSR tensor with the pattern of ``x`` and other values."""
-    return csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape[1])
-
-
-def row_index(x: Tensor) -> Tensor:
-    """Return the cell of every stored entry of a CSR tensor."""
-    crow = x.crow_indices()
-    return torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
-
-
-def depth_of(x: Tensor) -> Tensor:
-    """Return molecules per cell, shape (n_cells,), of a dense or CSR tensor."""
-    if x.layout == torch.strided:
-        return x.sum(dim=1)
-    return x.values().new_zeros(x.shape[0]).index_add_(0, row_index(x), x.values())
+def _invert_binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:
+    """Return the binomial quantiles of uniform numbers, right for n up to FEW."""
+    q = torch.minimum(p, 1 - p)  # the rarer side, whose probabilities do not underflow
+    odds = q / (1 - q)
+    chance = (1 - q) ** n.clamp_max(FEW)  # of exactly j
+    beyond = 1 - chance  # of more than j
+    drawn = torch.zeros_like(n)
+    for j in range(1, FEW + 1):
+        drawn += u < beyond
+        chance = chance * (odds / j) * (n - (j - 1)).clamp_min(0)
+        beyond = beyond - chance
+    return torch.where(p > 0.5, n - drawn, drawn)

@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scidiff.data.scaling import Standardizer
-from scidiff.models.thinning import csr_tensor
+from scidiff.models.sparse import csr_tensor
 
 
 class Batches(Protocol):

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 class Average:
     """Running average of a module's parameters.
 
-    The decay warms up, ``min(decay, (1 + step) / (10 + step))``, so that short trainings forget their random start.
+    The decay of a step warms up, ``min(decay, (1 + step) / (10 + step))``, so that short trainings forget their random
+    start.
     """
+
+    #: steps between updates: an average over hundreds of steps needs no more
+    EVERY = 4
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -22,7 +26,7 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move the average towards the weights after optimiser step number ``step`` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) ** self.EVERY
         names, parameters = zip(*module.named_parameters(), strict=True)
         torch._foreach_lerp_([self.weights[name] for name in names], [p.detach() for p in parameters], 1 - decay)
 

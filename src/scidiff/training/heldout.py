@@ -14,7 +14,7 @@ import torch
 
 from scidiff.conditioning import Conditions
 from scidiff.models.denoiser import Denoiser
-from scidiff.models.thinning import multinomial_nll, row_index
+from scidiff.models.thinning import multinomial_nll
 from scidiff.training.batches import Batches
 from scidiff.training.randomness import step_generator
 
@@ -85,7 +85,7 @@ class HeldOutMolecules:
         held = self.held.take(rows).to(denoiser.device)
         cond = self.cond[torch.from_numpy(rows)].to(denoiser.device)
         prediction = denoiser(x_noisy.to(denoiser.device), level.to(denoiser.device), cond)
-        return multinomial_nll(prediction, row_index(held), held.col_indices(), held.values())
+        return multinomial_nll(prediction, held)
 
 
 @torch.no_grad()

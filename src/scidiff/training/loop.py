@@ -176,9 +176,10 @@ def train(
         loss = denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).mean()
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        clip(denoiser, 1.0)
         optimizer.step()
-        run.average.update(denoiser, step)
+        if step % Average.EVERY == 0 or step == steps:
+            run.average.update(denoiser, step)
 
         losses.append(loss.detach())
         heldout = None
@@ -219,6 +220,14 @@ def forget(cond: Conditions, chance: float, *, generator: torch.Generator) -> Co
     for name in cond.attributes:
         cond = cond.drop(name, cells=everything | (torch.rand(n, generator=generator) < chance))
     return cond
+
+
+def clip(module: nn.Module, limit: float) -> None:
+    """Scale the gradients down to this norm if theirs is larger."""
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if norm > limit:  # rare: the gradients need not be read and written again
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 def make_optimizer(denoiser: Denoiser, config: TrainConfig) -> torch.optim.Optimizer:
