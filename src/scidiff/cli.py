@@ -402,17 +402,19 @@ def _train_command(data: Path, schema: Schema) -> str:
 
 
 def _training_result(out: Path, model: ScIDiff, split: Any) -> tuple[dict[str, Any], str]:
-    best = model.history.loc[model.history["heldout"].idxmin()]
+    stages = dict(list(model.history.groupby("stage", sort=False)))
+    run = stages["sample"]
+    best = run.loc[run["heldout"].idxmin()]
     n_cells, process = model.settings["n_cells"], model.settings["noise"]
     facts = {
         "model": str(out),
         "process": process,
         "n_cells": n_cells,
         "n_genes": len(model.genes),
-        "steps": int(model.history["step"].iloc[-1]),
+        "steps": int(run["step"].iloc[-1]),
         "best_step": int(best["step"]),
         "heldout_loss": float(best["heldout"]),
-        "seconds": float(model.history["seconds"].iloc[-1]),
+        "seconds": round(sum(float(stage["seconds"].iloc[-1]) for stage in stages.values()), 1),
         "seed": model.settings["training"]["seed"],
     }
     text = (
@@ -476,7 +478,7 @@ def _resumable(folder: Path, asked: dict[str, Any], *, resume: bool) -> Iterator
     try:
         yield
     except BaseException as error:
-        if not (folder / "run.json").is_file():
+        if not any(folder.glob("*/run.json")):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt("interrupted; the same command with --resume goes on") from None

@@ -10,10 +10,12 @@ result was made and on which scale each matrix is. The work is done in the rooms
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +30,14 @@ from scidiff.data.molecules import split_molecules
 from scidiff.data.population import Population
 from scidiff.data.scaling import Standardizer, log1p_cp10k
 from scidiff.data.schema import Schema
-from scidiff.errors import InputError, closest
+from scidiff.errors import DataWarning, InputError, closest
 from scidiff.models.anchor import Anchor
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.models.networks import Backbone
 from scidiff.models.thinning import Thinning
-from scidiff.sampling.generate import generate
+from scidiff.sampling.denoise import posterior_draw, posterior_mean
+from scidiff.sampling.generate import CHUNK, generate
 from scidiff.sampling.guidance import ClassifierFree
 from scidiff.storage import read_model, write_model
 from scidiff.training import (
@@ -55,8 +58,25 @@ if TYPE_CHECKING:
 
 PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
 
+#: thinning as it is learned for denoising: cells that lost about half of their molecules, the deep ones speaking louder
+TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5)
+
 #: factors on what a cell's molecules say that calibration may choose from; beyond, the network itself is at fault
 GAINS = (0.9, 1.4)
+#: scales of posterior means, and the layers they are written to
+SCALES = {
+    "log1p": "denoised",
+    "rate": "rate",
+    "expected_counts": "expected_counts",
+    "expected_log": "expected_log",
+}
+DESCRIBED = {
+    "denoised": "log1p(CP10k) of the posterior mean rate",
+    "rate": "posterior mean rate, counts per 10,000",
+    "expected_counts": "mean of new counts at the depth asked for",
+    "expected_log": "mean of log1p(CP10k) of new counts at the depth asked for",
+}
+
 #: molecules a generated cell may have; every one of them is drawn
 MAX_DEPTH = 10_000_000
 #: with fewer, the spread of real cells is too uncertain to calibrate to
@@ -70,7 +90,11 @@ class ScIDiff:
     Parameters
     ----------
     denoiser
-        The network with its anchor and noise process: ``prediction = denoiser(x_noisy, level, cond)``.
+        The network with its anchor and noise process: ``prediction = denoiser(x_noisy, level, cond)``. Cells are
+        sampled from it: trained long, until cells vary as real ones do.
+    posterior
+        The same with other weights, for posterior means: stopped where held-out molecules are predicted best, long
+        before. Gaussian noise: the same object.
     vocabulary
         Schema and known conditions.
     genes
@@ -82,12 +106,14 @@ class ScIDiff:
     population
         Frequencies and depths of the training conditions.
     history
-        One row per look at what was held out: step, loss, heldout, seconds.
+        One row per look at what was held out: step, loss, heldout, seconds, and stage: "sample", or "denoise" for
+        the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell).
     settings
         How the model was made, JSON values.
     """
 
     denoiser: Denoiser
+    posterior: Denoiser
     vocabulary: Vocabulary
     genes: list[str]
     scale: str
@@ -108,7 +134,7 @@ class ScIDiff:
         genes: Sequence[str] | int | None = None,
         layer: str | None = None,
         features: pd.DataFrame | None = None,
-        width: int = 256,
+        width: int = 384,
         n_blocks: int = 3,
         config: TrainConfig | None = None,
         seed: int | None = None,
@@ -141,7 +167,7 @@ class ScIDiff:
         checkpoint
             Folder in which an interrupted training is kept and from which it goes on.
         on_step
-            Called after each training step.
+            Called after each training step, counted over both stages.
 
         Raises
         ------
@@ -165,31 +191,33 @@ class ScIDiff:
         cond = vocabulary.encode(cells.conditions, depth=depth)
         control = schema.is_control(cells.conditions)
         task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            denoiser = Denoiser(
-                PROCESSES[noise](),
-                anchor=task.anchor,
-                encoder=ConditionEncoder(vocabulary, width, features=described),
-                backbone=Backbone(len(cells.genes), width=width, n_blocks=n_blocks),
+        size = {"width": width, "n_blocks": n_blocks}
+        denoiser = _untrained(PROCESSES[noise](), task.anchor, vocabulary, described, seed=config.seed, **size)
+        stages = {"sample": (denoiser, task.judge, config)}
+        if noise == "thinning":
+            posterior = _untrained(TO_DENOISE, task.anchor, vocabulary, described, seed=config.seed, **size)
+            stages = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))} | stages
+        lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
+        histories: dict[str, pd.DataFrame] = {}
+        for i, (stage, (network, judge, settings)) in enumerate(stages.items()):
+            histories[stage] = train(
+                network,
+                task.batches,
+                task.cond,
+                config=settings,
+                judge=judge,
+                checkpoint=None if checkpoint is None else Path(checkpoint) / stage,
+                on_step=None if on_step is None else _counted(on_step, before=sum(lengths[:i]), total=sum(lengths)),
             )
-        history = train(
-            denoiser,
-            task.batches,
-            task.cond,
-            config=config,
-            judge=task.judge,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            on_step=on_step,
-        )
         model = cls(
             denoiser=denoiser,
+            posterior=posterior if noise == "thinning" else denoiser,
             vocabulary=vocabulary,
             genes=cells.genes,
             scale=cells.scale,
             standardizer=task.standardizer,
             population=Population.of(cells.conditions, depth),
-            history=history,
+            history=pd.concat([history.assign(stage=stage) for stage, history in histories.items()], ignore_index=True),
             settings={
                 "version": __version__,
                 "noise": noise,
@@ -219,6 +247,8 @@ class ScIDiff:
             The folder exists and is not a model.
         """
         tensors = {f"denoiser/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+        if self.posterior is not self.denoiser:  # its anchor and features are those of the other
+            tensors |= {f"posterior/{name}": weight.detach() for name, weight in self.posterior.named_parameters()}
         if self.standardizer is not None:
             tensors |= {f"standardizer/{k}": torch.from_numpy(v) for k, v in self.standardizer.to_arrays().items()}
         if self.population.log_depth is not None:
@@ -250,17 +280,21 @@ class ScIDiff:
         settings, genes = about["settings"], about["genes"]
         vocabulary = Vocabulary.from_dict(about["vocabulary"])
         state = {k.removeprefix("denoiser/"): v for k, v in tensors.items() if k.startswith("denoiser/")}
-        denoiser = Denoiser(
-            PROCESSES[settings["noise"]](**settings["process"]),
-            anchor=Anchor.from_state(about["factors"], state, prefix="anchor."),
-            encoder=ConditionEncoder(vocabulary, settings["width"], features=state.get("encoder.part_features")),
-            backbone=Backbone(len(genes), width=settings["width"], n_blocks=settings["n_blocks"]),
-        )
+        anchor = Anchor.from_state(about["factors"], state, prefix="anchor.")
+        size = {name: settings[name] for name in ("width", "n_blocks")}
+        described = state.get("encoder.part_features")
+        process = PROCESSES[settings["noise"]](**settings["process"])
+        denoiser = _untrained(process, anchor, vocabulary, described, seed=0, **size)
         denoiser.load_state_dict(state)
+        posterior = denoiser
+        if best := {k.removeprefix("posterior/"): v for k, v in tensors.items() if k.startswith("posterior/")}:
+            posterior = _untrained(TO_DENOISE, anchor, vocabulary, described, seed=0, **size)
+            posterior.load_state_dict(state | best)
         arrays = {k.removeprefix("standardizer/"): v.numpy() for k, v in tensors.items() if k.startswith("standard")}
         log_depth = tensors.get("population/log_depth")
         return cls(
             denoiser=denoiser.eval(),
+            posterior=posterior.eval(),
             vocabulary=vocabulary,
             genes=genes,
             scale=about["scale"],
@@ -365,6 +399,213 @@ class ScIDiff:
             guidance=dict(guidance) if isinstance(guidance, Mapping) else float(guidance),
         )
 
+    def denoise(
+        self,
+        adata: AnnData,
+        *,
+        scales: Sequence[str] = ("log1p",),
+        draws: int = 0,
+        depth: float | np.ndarray | None = None,
+        labels: bool = True,
+        genes: Sequence[str] | None = None,
+        layer: str | None = None,
+        n_steps: int = 10,
+        seed: int = 0,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return the cells as they would look without the noise of sampling few molecules.
+
+        ``X`` holds the observed log1p(CP10k) and ``layers["counts"]`` the observed counts, of the model's genes. Every
+        scale has its own posterior mean (the logarithm of a mean is no mean of logarithms), each in a layer:
+
+        =================  ====================  ===================================================================
+        scale              layer                 what it is
+        =================  ====================  ===================================================================
+        "log1p"            ``denoised``          log1p(CP10k) of the posterior mean rate
+        "rate"             ``rate``              posterior mean rate, counts per 10,000, or expression (no counts)
+        "expected_counts"  ``expected_counts``   mean of new counts at ``depth``
+        "expected_log"     ``expected_log``      mean of log1p(CP10k) of new counts at ``depth``
+        =================  ====================  ===================================================================
+
+        Draws are layers ``draw_1`` and so on (csr counts): the observed molecules and as many more, drawn from the
+        model, as reach ``depth``. Where uncertainty matters, such as for tests between groups, use draws, not means.
+
+        Parameters
+        ----------
+        adata
+            Cells with counts (with log expression for a model trained on it), trained on or not; genes are aligned by
+            name.
+        scales
+            Scales of the posterior mean.
+        draws
+            Number of posterior draws.
+        depth
+            Molecules per cell of the scales and draws that have a depth, one number or one per cell. Default: twice
+            those observed for draws, as many as observed for means.
+        labels
+            Use what obs says of the cells. Labels that are missing or unknown to the model count as not known.
+        genes
+            Genes of the result; all are used to denoise.
+        layer
+            Layer with the expression; by default counts are looked for.
+        n_steps
+            Steps of the sampler from the observed depth to that of the draws.
+        seed
+            Makes draws reproducible.
+        on_cells
+            Called with the number of cells done so far.
+
+        Raises
+        ------
+        InputError
+            The cells cannot be used with this model, or a request cannot be met; the message names it and the remedy.
+        """
+        from anndata import AnnData
+
+        if unknown := [scale for scale in scales if scale not in SCALES]:
+            raise InputError(f"unknown scale {unknown[0]!r}{closest(unknown[0], SCALES)}")
+        if draws < 0 or n_steps < 1 or seed < 0:
+            raise InputError(
+                f"draws={draws}, n_steps={n_steps}, seed={seed}: need draws and seed from 0, n_steps from 1"
+            )
+        counted = self.scale == "counts"
+        if depth is not None and not counted:
+            raise InputError("depth= needs a model trained on counts; this one was trained on log expression")
+        if draws and self.standardizer is not None:
+            raise InputError("draws= needs a model trained with thinning; Gaussian noise gives means here")
+        kept = self.genes if genes is None else list(genes)
+        if missing := [gene for gene in kept if gene not in set(self.genes)]:
+            raise InputError(f"gene {missing[0]!r} is not one of the model{closest(missing[0], self.genes)}")
+        if not kept or len(set(kept)) < len(kept):
+            raise InputError("genes= needs at least one gene, and each only once")
+        cells = read_cells(adata, genes=self.genes, layer=layer)
+        if cells.scale != self.scale:
+            raise InputError(f"the model was trained on {self.scale}, but {adata.shape[0]} cells hold {cells.scale}")
+        observed = _sums(cells.x) if counted else None
+        if counted and not (observed > 0).all():
+            empty = int((observed == 0).sum())
+            raise InputError(f"{empty} cells have no molecule of the model's genes; leave them out")
+        asked = None if depth is None else _checked_depth(depth, adata.n_obs)
+        cond = self.vocabulary.encode(self._labels(adata, use=labels), depth=observed)
+        places = pd.Index(self.genes).get_indexer(kept)
+        out: dict[str, list[Any]] = {}
+        random = torch.Generator(self.denoiser.device).manual_seed(seed)
+        for start in range(0, adata.n_obs, CHUNK):
+            rows = slice(start, min(start + CHUNK, adata.n_obs))
+            x = cells.x[rows].toarray() if sparse.issparse(cells.x) else cells.x[rows]
+            known = cond[rows]
+            at = None if observed is None else (observed if asked is None else asked)[rows]
+            for scale, values in self._posterior(x, known, scales, at).items():
+                out.setdefault(SCALES[scale], []).append(values[:, places])
+            if draws:
+                goal = 2 * observed[rows] if asked is None else asked[rows]
+                for i, drawn in enumerate(self._draws(x, known, goal, draws, n_steps=n_steps, random=random), start=1):
+                    out.setdefault(f"draw_{i}", []).append(drawn[:, places])
+            if on_cells is not None:
+                on_cells(rows.stop)
+        layers = {
+            k: sparse.vstack(v, format="csr") if sparse.issparse(v[0]) else np.concatenate(v) for k, v in out.items()
+        }
+        logged = log1p_cp10k(cells.x)[:, places] if counted else cells.x[:, places]
+        if counted:
+            layers["counts"] = cells.x[:, places]
+        made = AnnData(logged, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(kept)), layers=layers)
+        described = {"X": "observed, log1p(CP10k)" if counted else "observed, training scale"}
+        described |= {name: DESCRIBED.get(name, "counts") for name in layers}
+        made.uns["scidiff"] = {
+            "version": __version__,
+            "process": self.settings["noise"],
+            "schema": json.dumps(self.schema.to_dict()),
+            "scales": described,
+            "verb": "denoise",
+            "labels": labels,
+            "depth": "as asked" if depth is not None else "observed; draws twice that",
+            "draws": draws,
+            "seed": seed,
+            "n_steps": n_steps,
+        }
+        return made
+
+    def _labels(self, adata: AnnData, *, use: bool) -> pd.DataFrame:
+        """Return the canonical conditions of cells; what is missing from obs or unknown to the model is missing."""
+        lost = [column for column in self.schema.columns.values() if column not in adata.obs]
+        if not use or len(lost) == len(self.schema.columns):
+            return pd.DataFrame(index=adata.obs_names)
+        told = [f"obs column {column!r} (absent)" for column in lost]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # what is missing is said below
+            table = self.schema.table(SimpleNamespace(obs=adata.obs.assign(**dict.fromkeys(lost))))
+        for name, known in self.vocabulary.known.items():
+            values = table[name].map(self.schema.parts if name == "perturbation" else lambda value: (value,))
+            fine = table[name].isna() | values.map(set(known).issuperset)
+            if not fine.all():
+                told.append(f"{name} {table[name][~fine].iloc[0]!r} ({int((~fine).sum())} cells)")
+                table[name] = table[name].where(fine, None)
+        if told:
+            warnings.warn(f"not known to the model: {', '.join(told)}; taken as unlabelled", DataWarning, stacklevel=3)
+        return table
+
+    def _posterior(
+        self, x: np.ndarray, cond: Conditions, scales: Sequence[str], depth: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """Return the posterior means of a chunk of cells, float32, shape (n_cells, n_genes), by scale."""
+        device = self.posterior.device
+        if self.standardizer is None:
+            seen = torch.from_numpy(x).to(device)
+            level = seen.sum(dim=1)
+        else:
+            logged = log1p_cp10k(x) if self.scale == "counts" else x
+            seen = torch.from_numpy(self.standardizer.transform(logged)).to(device)
+            level = torch.from_numpy(self._sigma(x)).to(device)
+        clean = (
+            posterior_mean(self.posterior, seen, level, cond.to(device), process=self.posterior.process).cpu().numpy()
+        )
+        if self.standardizer is not None:
+            clean = np.maximum(self.standardizer.inverse(clean), 0)
+            if self.scale != "counts":
+                return dict.fromkeys(scales, clean)
+            clean = np.expm1(clean)
+            clean = clean / np.maximum(clean.sum(axis=1, keepdims=True), 1e-12)
+        out = {}
+        for scale in scales:
+            if scale in ("log1p", "rate"):
+                rate = clean * np.float32(1e4)
+                out[scale] = np.log1p(rate) if scale == "log1p" else rate
+            elif scale == "expected_counts":
+                out[scale] = clean * depth[:, None].astype(np.float32)
+            else:
+                from scidiff.evaluation.denoising import expected_log
+
+                out[scale] = expected_log(clean, depth)
+        return out
+
+    def _draws(
+        self, x: np.ndarray, cond: Conditions, depth: np.ndarray, n: int, *, n_steps: int, random: torch.Generator
+    ) -> Iterator[sparse.csr_matrix]:
+        """Yield posterior draws of a chunk of cells, csr counts."""
+        device = self.denoiser.device
+        cond = replace(cond, depth=torch.from_numpy(depth).float()).to(device)
+        for _ in range(n):
+            drawn = posterior_draw(
+                self.posterior,
+                torch.from_numpy(x).to(device),
+                cond.depth,
+                cond,
+                process=self.posterior.process,
+                n_steps=n_steps,
+                gain=1.0,
+                generator=random,
+            )
+            yield sparse.csr_matrix(drawn.cpu().numpy())
+
+    def _sigma(self, x: np.ndarray) -> np.ndarray:
+        """Return the noise level that cells are matched to: falls as the root of the depth; chosen in training."""
+        sigma = np.float32(self.settings["sigma"])
+        if self.scale != "counts":
+            return np.full(len(x), sigma, np.float32)
+        depth = np.maximum(x.sum(axis=1), 1)
+        return np.clip(sigma * np.sqrt(self.settings["sigma_depth"] / depth), 0.01, 50).astype(np.float32)
+
     def _refuse_useless(self, *, depth: Any, solver: Any, guidance: Any) -> None:
         """Raise for a request that this model could only ignore."""
         if depth is not None and self.scale != "counts":
@@ -413,15 +654,21 @@ class _Task:
     cond: Conditions
     judge: Judge | None
     anchor: Anchor
-    standardizer: Standardizer | None
+    standardizer: Standardizer | None = None
+    posterior_judge: Judge | None = None
 
 
 def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
     """Thinning: a share of the molecules of every cell is held out."""
     kept, held = split_molecules(cells.x, held_out=config.heldout, seed=config.seed)
     batches = CountBatches(kept)
-    judge = HeldOutMolecules(batches, cond, CountBatches(held), seed=config.seed) if held.nnz else None
-    return _Task(batches, cond, judge, Anchor.fit(kept, cond, control=control, counts=True), None)
+    anchor = Anchor.fit(kept, cond, control=control, counts=True)
+    if not held.nnz:
+        return _Task(batches, cond, None, anchor)
+    judges = [
+        HeldOutMolecules(batches, cond, CountBatches(held), seed=config.seed, noisy=noisy) for noisy in (True, False)
+    ]
+    return _Task(batches, cond, judges[0], anchor, posterior_judge=judges[1])
 
 
 def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
@@ -441,6 +688,42 @@ def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config
         anchor=anchor.standardised(standardizer.mean, standardizer.sd),
         standardizer=standardizer,
     )
+
+
+def _counted(on_step: Callable[[Progress], None], *, before: int, total: int) -> Callable[[Progress], None]:
+    """Count the steps of one stage among those of all."""
+    return lambda at: on_step(replace(at, step=before + at.step, steps=total))
+
+
+def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
+    """Return the settings of the shorter run that stops where held-out molecules are predicted best."""
+    return replace(
+        config,
+        steps=max(1, round(0.6 * config.steps_for(n_cells))),
+        batch_size=2 * config.batch_size,
+        weight_decay=3 * config.weight_decay,
+        patience=config.patience or (4 if config.heldout else None),
+    )
+
+
+def _untrained(
+    process: GaussianNoise | Thinning,
+    anchor: Anchor,
+    vocabulary: Vocabulary,
+    features: torch.Tensor | None,
+    *,
+    width: int,
+    n_blocks: int,
+    seed: int,
+) -> Denoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Denoiser(
+            process,
+            anchor=anchor,
+            encoder=ConditionEncoder(vocabulary, width, features=features),
+            backbone=Backbone(len(anchor.base), width=width, n_blocks=n_blocks),
+        )
 
 
 def _calibrated_gain(model: ScIDiff, cells: Cells, *, seed: int) -> float:

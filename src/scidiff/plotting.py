@@ -25,19 +25,24 @@ MAX_DRAWN_CELLS = 3000  # a side: enough to see the shape, few enough to lay out
 
 
 def history(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw training and held-out loss over steps.
+    """Draw training and held-out loss over steps; where there are several stages, the last solid, others dashed.
 
-    ``records``: one row per record, columns ``step``, ``loss`` and, if there is one, ``heldout``; NaN is skipped.
+    ``records``: one row per record, columns ``step``, ``loss`` and, if there are, ``heldout`` and ``stage``; NaN is
+    skipped.
     """
     ax = _axes(ax)
-    for column, label, colour, width in (("loss", "training", REAL, 1.0), ("heldout", "held out", GENERATED, 2.0)):
-        if column in records and records[column].notna().any():
-            line = records[["step", column]].dropna()
-            ax.plot(line["step"], line[column], color=colour, linewidth=width, label=label)
-    if "heldout" in records and records["heldout"].notna().any():
-        best = records.loc[records["heldout"].idxmin()]
-        label = f"lowest, step {int(best['step']):,}"
-        ax.plot(best["step"], best["heldout"], "o", color=ACCENT, markersize=6, zorder=3, label=label)
+    stages = list(records.groupby("stage", sort=False)) if "stage" in records else [("", records)]
+    for i, (stage, rows) in enumerate(stages, start=1):
+        to_stage = f" to {stage}" if len(stages) > 1 else ""
+        style = "-" if i == len(stages) else "--"
+        for column, label, colour, width in (("loss", "training", REAL, 1.0), ("heldout", "held out", GENERATED, 2.0)):
+            if column in rows and rows[column].notna().any():
+                line = rows[["step", column]].dropna()
+                ax.plot(line["step"], line[column], style, color=colour, linewidth=width, label=label + to_stage)
+        if "heldout" in rows and rows["heldout"].notna().any():
+            best = rows.loc[rows["heldout"].idxmin()]
+            label = f"lowest, step {int(best['step']):,}"
+            ax.plot(best["step"], best["heldout"], "o", color=ACCENT, markersize=6, zorder=3, label=label)
     ax.set(xlabel="step", ylabel="loss")
     _legend(ax)
     return ax

@@ -37,7 +37,10 @@ def counts(n_cells: int = 40, n_genes: int = 12, *, mean: float = 3.0, seed: int
 class TestNoise:
     """The forward process."""
 
-    @pytest.mark.parametrize(("n", "p"), [(1, 0.3), (2, 0.7), (3, 0.2), (4, 0.5), (4, 0.9), (5, 0.6), (7, 0.1), (60, 0.5), (2000, 0.02)])
+    @pytest.mark.parametrize(
+        ("n", "p"),
+        [(1, 0.3), (2, 0.7), (3, 0.2), (4, 0.5), (4, 0.9), (5, 0.6), (7, 0.1), (60, 0.5), (2000, 0.02)],
+    )
     def test_binomial(self, n, p):
         draws = binomial(torch.full((40_000,), float(n)), torch.full((40_000,), p), generator=rng())
         seen = np.bincount(draws.long().numpy(), minlength=n + 1)

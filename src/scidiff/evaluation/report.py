@@ -216,6 +216,8 @@ def _training_picture(history: pd.DataFrame) -> Picture:
     from scidiff import plotting
 
     ax = plotting.history(history, ax=_new_axes(5.2, 3.2))
+    if "stage" in history:
+        history = history[history["stage"] == history["stage"].iloc[-1]]
     first, last = history["loss"].dropna().iloc[[0, -1]]
     steps = int(history["step"].max())
     alt = f"Training loss over {steps:,} steps, from {first:.3g} to {last:.3g}"

@@ -14,6 +14,7 @@ import torch
 
 from scidiff.conditioning import Conditions
 from scidiff.models.denoiser import Denoiser
+from scidiff.models.sparse import depth_of
 from scidiff.models.thinning import multinomial_nll
 from scidiff.training.batches import Batches
 from scidiff.training.randomness import step_generator
@@ -61,6 +62,9 @@ class HeldOutCells:
 class HeldOutMolecules:
     """Negative log-likelihood of held-out molecules of the training cells, nats per molecule.
 
+    Of all levels of noise, each cell alike (how well it samples); or, with ``noisy=False``, given all that was kept,
+    each molecule alike (how well it denoises: the score of molecular cross-validation).
+
     Parameters
     ----------
     kept, cond
@@ -69,34 +73,49 @@ class HeldOutMolecules:
         The molecules set aside, in the same cells.
     seed
         Of the noise, and of the choice of cells where there are many.
+    noisy
+        Whether what was kept is noised before the model sees it.
     """
 
-    def __init__(self, kept: Batches, cond: Conditions, held: Batches, *, seed: int) -> None:
-        self.kept, self.cond, self.held, self.seed = kept, cond, held, seed
+    def __init__(self, kept: Batches, cond: Conditions, held: Batches, *, seed: int, noisy: bool = True) -> None:
+        self.kept, self.cond, self.held, self.seed, self.noisy = kept, cond, held, seed, noisy
         self.rows = np.sort(np.random.default_rng(seed).permutation(len(kept))[:MAX_CELLS])
 
     def __call__(self, denoiser: Denoiser) -> float:
-        """Return the mean over cells."""
-        return mean_over_chunks(self, denoiser)
+        """Return the mean over cells, or over molecules."""
+        if self.noisy:
+            return mean_over_chunks(self, denoiser)
+        depth = np.concatenate([depth_of(self.held.take(rows)).numpy() for rows in chunks(self.rows)])
+        return mean_over_chunks(self, denoiser, repeats=1, weight=torch.from_numpy(depth))
 
     def chunk(self, denoiser: Denoiser, rows: np.ndarray, generator: torch.Generator) -> torch.Tensor:
         """Return the mean negative log-likelihood of each cell's held-out molecules."""
-        x_noisy, level = denoiser.process.noise(self.kept.take(rows), generator=generator)
+        x = self.kept.take(rows)
+        x, level = denoiser.process.noise(x, generator=generator) if self.noisy else (x, depth_of(x))
         held = self.held.take(rows).to(denoiser.device)
         cond = self.cond[torch.from_numpy(rows)].to(denoiser.device)
-        prediction = denoiser(x_noisy.to(denoiser.device), level.to(denoiser.device), cond)
+        prediction = denoiser(x.to(denoiser.device), level.to(denoiser.device), cond)
         return multinomial_nll(prediction, held)
 
 
 @torch.no_grad()
-def mean_over_chunks(judge: HeldOutCells | HeldOutMolecules, denoiser: Denoiser, *, repeats: int = 2) -> float:
-    """Return the mean of ``judge.chunk`` over its cells, each under ``repeats`` draws of noise."""
+def mean_over_chunks(
+    judge: HeldOutCells | HeldOutMolecules, denoiser: Denoiser, *, repeats: int = 2, weight: torch.Tensor | None = None
+) -> float:
+    """Return the mean of ``judge.chunk`` over its cells (weighted), each under ``repeats`` draws of noise."""
     was_training = denoiser.training
     denoiser.eval()
     losses = []
     for repeat in range(repeats):
-        for start in range(0, len(judge.rows), CHUNK):
-            generator = step_generator(judge.seed, 0, repeat * len(judge.rows) + start)
-            losses.append(judge.chunk(denoiser, judge.rows[start : start + CHUNK], generator))
+        for i, rows in enumerate(chunks(judge.rows)):
+            generator = step_generator(judge.seed, 0, repeat * len(judge.rows) + i * CHUNK)
+            losses.append(judge.chunk(denoiser, rows, generator).cpu())
     denoiser.train(was_training)
-    return float(torch.cat(losses).mean())
+    loss = torch.cat(losses)
+    weight = torch.ones_like(loss) if weight is None else weight.repeat(repeats)
+    return float((loss * weight).sum() / weight.sum())
+
+
+def chunks(rows: np.ndarray) -> list[np.ndarray]:
+    """Return the rows in pieces of at most CHUNK."""
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]

@@ -162,6 +162,8 @@ def train(
     seconds_before, started, losses = run.seconds, time.monotonic(), []
 
     for step in range(run.step + 1, steps + 1):
+        if config.patience is not None and run.stale >= config.patience:
+            break
         generator = step_generator(config.seed, step, accelerator.process_index)
         rows = torch.randint(len(cells), (config.batch_size,), generator=generator).numpy()
         batch_cond = forget(cond[torch.from_numpy(rows)], config.forget, generator=generator)
@@ -196,8 +198,6 @@ def train(
                 run.write(denoiser, optimizer)
         if on_step is not None and accelerator.is_main_process:
             on_step(Progress(step, steps, float(losses[-1]) if losses else mean_loss, heldout))
-        if config.patience is not None and run.stale >= config.patience:
-            break
 
     load_weights(denoiser, run.average.weights if config.patience is None else run.best)
     denoiser.eval()
