@@ -34,8 +34,10 @@ ALLOWED = {
     "plotting": {"data", "evaluation.metrics", "evaluation.evaluate"},
     "storage": set(),  # files and tensors
     "files": set(),
+    "streaming": {"data", "files"},
     # rooms that must not know each other meet here: calibration judges samples (sampling) by their spread (evaluation)
-    "estimator": {"data", "conditioning", "evaluation", "models", "training", "sampling", "storage"},
+    "predictor": {"data", "models"},
+    "estimator": {"data", "conditioning", "evaluation", "models", "predictor", "sampling", "storage", "training"},
     "demo": {"data", "estimator", "evaluation", "files", "training"},
     "cli": {"data", "demo", "estimator", "evaluation", "files", "plotting", "storage", "training"},
     "__main__": {"cli"},

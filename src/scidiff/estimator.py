@@ -25,7 +25,7 @@ from scipy import sparse
 
 from scidiff._version import __version__
 from scidiff.conditioning import ConditionEncoder, Conditions, Vocabulary
-from scidiff.data.cells import Cells, read_cells
+from scidiff.data.cells import Cells, listing, read_cells
 from scidiff.data.molecules import split_molecules
 from scidiff.data.population import Population
 from scidiff.data.scaling import Standardizer, log1p_cp10k
@@ -36,10 +36,14 @@ from scidiff.models.denoiser import Denoiser
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.models.networks import Backbone
 from scidiff.models.thinning import Thinning
+from scidiff.predictor import Predictor
 from scidiff.sampling.denoise import posterior_draw, posterior_mean
 from scidiff.sampling.generate import CHUNK, generate
 from scidiff.sampling.guidance import ClassifierFree
+from scidiff.sampling.perturb import counterfactual
+from scidiff.sampling.solvers import dpmpp_2m, invert
 from scidiff.storage import read_model, write_model
+from scidiff.streaming import CellFile, appended, check_place, runs
 from scidiff.training import (
     CountBatches,
     ExpressionBatches,
@@ -79,6 +83,10 @@ DESCRIBED = {
 
 #: molecules a generated cell may have; every one of them is drawn
 MAX_DEPTH = 10_000_000
+#: cells predicted together: their genes' totals are balanced over all of them
+POPULATION = 2000
+#: fewer cells than this are predicted among reference cells of their context
+MIN_POPULATION = 50
 #: with fewer, the spread of real cells is too uncertain to calibrate to
 MIN_CELLS_TO_CALIBRATE = 200
 
@@ -105,6 +113,8 @@ class ScIDiff:
         Per-gene scaling of log1p(CP10k) for the Gaussian process; None for thinning.
     population
         Frequencies and depths of the training conditions.
+    predictor
+        Effects of perturbations in closed form; None without a perturbation and control cells.
     history
         One row per look at what was held out: step, loss, heldout, seconds, and stage: "sample", or "denoise" for
         the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell).
@@ -119,6 +129,7 @@ class ScIDiff:
     scale: str
     standardizer: Standardizer | None
     population: Population
+    predictor: Predictor | None
     history: pd.DataFrame
     settings: dict[str, Any]
 
@@ -137,6 +148,7 @@ class ScIDiff:
         width: int = 384,
         n_blocks: int = 3,
         config: TrainConfig | None = None,
+        denoise_only: bool = False,
         seed: int | None = None,
         checkpoint: str | Path | None = None,
         on_step: Callable[[Progress], None] | None = None,
@@ -162,6 +174,8 @@ class ScIDiff:
             Size of the network.
         config
             Settings of the training run.
+        denoise_only
+            Train no more than :meth:`denoise` needs, in a third of the time; such a model refuses to generate.
         seed
             Shorthand for ``config.seed``.
         checkpoint
@@ -185,6 +199,8 @@ class ScIDiff:
             raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
         if noise == "thinning" and cells.scale != "counts":
             raise InputError("thinning needs raw counts; put them in layers['counts'], or use noise='gaussian'")
+        if denoise_only and noise == "gaussian":
+            raise InputError("denoise_only= is for thinning; with Gaussian noise one training serves all requests")
 
         depth = _sums(cells.x) if cells.scale == "counts" else None
         vocabulary, described = _learn(cells, schema, depth, features)
@@ -196,7 +212,9 @@ class ScIDiff:
         stages = {"sample": (denoiser, task.judge, config)}
         if noise == "thinning":
             posterior = _untrained(TO_DENOISE, task.anchor, vocabulary, described, seed=config.seed, **size)
-            stages = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))} | stages
+            first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
+            stages = first if denoise_only else first | stages
+            denoiser = posterior if denoise_only else denoiser
         lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
         histories: dict[str, pd.DataFrame] = {}
         for i, (stage, (network, judge, settings)) in enumerate(stages.items()):
@@ -217,6 +235,14 @@ class ScIDiff:
             scale=cells.scale,
             standardizer=task.standardizer,
             population=Population.of(cells.conditions, depth),
+            predictor=Predictor.fit(
+                cells.x,
+                cells.conditions,
+                schema,
+                counts=cells.scale == "counts",
+                features=features,
+                seed=config.seed,
+            ),
             history=pd.concat([history.assign(stage=stage) for stage, history in histories.items()], ignore_index=True),
             settings={
                 "version": __version__,
@@ -230,7 +256,9 @@ class ScIDiff:
                 "training": asdict(config),
             },
         )
-        gain = _calibrated_gain(model, cells, seed=config.seed) if noise == "thinning" else 1.0
+        if denoise_only or noise != "thinning":
+            return model
+        gain = _calibrated_gain(model, cells, seed=config.seed)
         return replace(model, settings=model.settings | {"gain": gain})
 
     @property
@@ -253,12 +281,17 @@ class ScIDiff:
             tensors |= {f"standardizer/{k}": torch.from_numpy(v) for k, v in self.standardizer.to_arrays().items()}
         if self.population.log_depth is not None:
             tensors["population/log_depth"] = torch.from_numpy(self.population.log_depth)
+        predictor = None
+        if self.predictor is not None:
+            arrays, predictor = self.predictor.to_arrays()
+            tensors |= {f"predictor/{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
         about = {
             "settings": self.settings,
             "scale": self.scale,
             "vocabulary": self.vocabulary.to_dict(),
             "population": self.population.to_dict(),
             "factors": [factor.attributes for factor in self.denoiser.anchor.factors],
+            "predictor": predictor,
             "history": self.history.to_dict("records"),
             "genes": self.genes,
         }
@@ -274,7 +307,7 @@ class ScIDiff:
             There is none, it is damaged, or a newer version wrote it.
         """
         about, tensors = read_model(Path(folder))
-        needed = ("settings", "scale", "vocabulary", "population", "factors", "history", "genes")
+        needed = ("settings", "scale", "vocabulary", "population", "factors", "predictor", "history", "genes")
         if missing := [name for name in needed if name not in about]:
             raise InputError(f"the manifest of {folder} has no {missing[0]!r}; train or copy the model again")
         settings, genes = about["settings"], about["genes"]
@@ -301,6 +334,13 @@ class ScIDiff:
             standardizer=Standardizer.from_arrays(arrays) if arrays else None,
             population=Population.from_dict(
                 about["population"], vocabulary.schema, None if log_depth is None else log_depth.numpy()
+            ),
+            predictor=None
+            if about["predictor"] is None
+            else Predictor.from_arrays(
+                {k.removeprefix("predictor/"): v.numpy() for k, v in tensors.items() if k.startswith("predictor/")},
+                about["predictor"],
+                n_genes=len(genes),
             ),
             history=pd.DataFrame(about["history"]),
             settings=settings,
@@ -355,6 +395,8 @@ class ScIDiff:
                 f"n={n}, n_steps={n_steps}, seed={seed}: n and n_steps must be at least 1, seed at least 0"
             )
         self._refuse_useless(depth=depth, solver=solver, guidance=guidance)
+        if "sample" not in set(self.history["stage"]):
+            raise InputError("this model was trained to denoise only; fit one without denoise_only to generate cells")
         # three streams, so that two conditions asked for with one seed share their noise: paired cells
         of_conditions, of_depths, of_noise = np.random.SeedSequence(seed).spawn(3)
         asked = self.schema.conditions({} if condition is None else condition, known=self.vocabulary.known)
@@ -422,10 +464,12 @@ class ScIDiff:
         scale              layer                 what it is
         =================  ====================  ===================================================================
         "log1p"            ``denoised``          log1p(CP10k) of the posterior mean rate
-        "rate"             ``rate``              posterior mean rate, counts per 10,000, or expression (no counts)
+        "rate"             ``rate``              posterior mean rate, counts per 10,000
         "expected_counts"  ``expected_counts``   mean of new counts at ``depth``
         "expected_log"     ``expected_log``      mean of log1p(CP10k) of new counts at ``depth``
         =================  ====================  ===================================================================
+
+        A model of log expression has one scale, its own: ``denoised`` is the posterior mean on it.
 
         Draws are layers ``draw_1`` and so on (csr counts): the observed molecules and as many more, drawn from the
         model, as reach ``depth``. Where uncertainty matters, such as for tests between groups, use draws, not means.
@@ -460,87 +504,178 @@ class ScIDiff:
         InputError
             The cells cannot be used with this model, or a request cannot be met; the message names it and the remedy.
         """
-        from anndata import AnnData
+        asked = self._asked(
+            len(adata), scales=scales, draws=draws, depth=depth, labels=labels, genes=genes, n_steps=n_steps, seed=seed
+        )
+        cells = read_cells(adata, genes=self.genes, layer=layer)
+        self._refuse_cells(cells.scale, adata.obs_names[_sums(abs(cells.x)) == 0])
+        cond = self.vocabulary.encode(self._labels(adata, use=labels))
+        return self._denoised(cells.x, adata.obs, cond, asked, on_cells=on_cells)
 
+    def denoise_file(
+        self,
+        source: str | Path,
+        out: str | Path,
+        *,
+        layer: str | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> AnnData:
+        """Write to ``out`` what :meth:`denoise` returns for the cells of ``source``, a run of cells at a time.
+
+        The same numbers, in memory that does not grow with the number of cells, their obs apart. The file is whole or
+        not there at all.
+
+        Parameters
+        ----------
+        source, out
+            Two .h5ad files or .zarr stores. Matrices that are read must be stored by cells (csr or dense).
+        layer, options
+            As :meth:`denoise` takes them.
+        on_cells
+            Called with the number of cells done so far, and of all.
+
+        Returns
+        -------
+        The cells of ``out`` without their matrices: obs, var and uns.
+
+        Raises
+        ------
+        InputError
+            As for :meth:`denoise`, or a file cannot be read or written.
+        """
+        source, out = Path(source), Path(out)
+        check_place(out, inputs=[source])
+        with CellFile(source) as file:
+            asked = self._asked(file.n_obs, **options)
+            cells = file.choose(self.genes, layer=layer)
+            self._refuse_cells(cells.scale, cells.empty)
+            cond = self.vocabulary.encode(self._labels(file, use=asked.labels))
+            with appended(out, file.obs) as sink:
+                for rows in runs(file.n_obs):
+                    sink.append(self._denoised(cells[rows], file.obs[rows], cond[rows], asked, first=rows.start))
+                    if on_cells is not None:
+                        on_cells(rows.stop, file.n_obs)
+        return sink.head
+
+    def _asked(
+        self,
+        n_cells: int,
+        *,
+        scales: Sequence[str] = ("log1p",),
+        draws: int = 0,
+        depth: float | np.ndarray | None = None,
+        labels: bool = True,
+        genes: Sequence[str] | None = None,
+        n_steps: int = 10,
+        seed: int = 0,
+    ) -> _Asked:
+        """Return what :meth:`denoise` is asked for, checked."""
+        scales = (scales,) if isinstance(scales, str) else tuple(scales)
         if unknown := [scale for scale in scales if scale not in SCALES]:
             raise InputError(f"unknown scale {unknown[0]!r}{closest(unknown[0], SCALES)}")
         if draws < 0 or n_steps < 1 or seed < 0:
             raise InputError(
                 f"draws={draws}, n_steps={n_steps}, seed={seed}: need draws and seed from 0, n_steps from 1"
             )
-        counted = self.scale == "counts"
-        if depth is not None and not counted:
-            raise InputError("depth= needs a model trained on counts; this one was trained on log expression")
+        if self.scale != "counts":
+            why = "needs a model trained on counts; this one was trained on log expression"
+            if depth is not None:
+                raise InputError(f"depth= {why}")
+            if other := [scale for scale in scales if scale != "log1p"]:
+                raise InputError(f"scale {other[0]!r} {why}")
         if draws and self.standardizer is not None:
             raise InputError("draws= needs a model trained with thinning; Gaussian noise gives means here")
-        kept = self.genes if genes is None else list(genes)
-        if missing := [gene for gene in kept if gene not in set(self.genes)]:
-            raise InputError(f"gene {missing[0]!r} is not one of the model{closest(missing[0], self.genes)}")
-        if not kept or len(set(kept)) < len(kept):
+        genes = self.genes if genes is None else list(genes)
+        if missing := set(genes) - set(self.genes):
+            first = next(gene for gene in genes if gene in missing)
+            raise InputError(f"gene {first!r} is not one of the model{closest(first, self.genes)}")
+        if not genes or len(set(genes)) < len(genes):
             raise InputError("genes= needs at least one gene, and each only once")
-        cells = read_cells(adata, genes=self.genes, layer=layer)
-        if cells.scale != self.scale:
-            raise InputError(f"the model was trained on {self.scale}, but {adata.shape[0]} cells hold {cells.scale}")
-        observed = _sums(cells.x) if counted else None
-        if counted and not (observed > 0).all():
-            empty = int((observed == 0).sum())
-            raise InputError(f"{empty} cells have no molecule of the model's genes; leave them out")
-        asked = None if depth is None else _checked_depth(depth, adata.n_obs)
-        cond = self.vocabulary.encode(self._labels(adata, use=labels), depth=observed)
-        places = pd.Index(self.genes).get_indexer(kept)
+        depth = None if depth is None else _checked_depth(depth, n_cells)
+        return _Asked(scales, draws, depth, labels, genes, n_steps, seed)
+
+    def _refuse_cells(self, scale: str, empty: pd.Index) -> None:
+        """Raise for cells that this model cannot denoise; ``empty`` names those that have nothing of its genes."""
+        if scale != self.scale:
+            raise InputError(f"the model was trained on {self.scale}, but the cells hold {scale}")
+        if scale == "counts" and len(empty):
+            raise InputError(
+                f"{len(empty)} cells have no molecule of the model's genes: {listing(empty)}; leave them out"
+            )
+
+    def _denoised(
+        self,
+        x: sparse.csr_matrix | np.ndarray,
+        obs: pd.DataFrame,
+        cond: Conditions,
+        asked: _Asked,
+        *,
+        first: int = 0,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return denoised cells with provenance; ``first`` is the place of the first of them among all.
+
+        Cells are worked on in blocks, each with randomness of its own: the result is the same in one call as in many,
+        as long as these begin with a block.
+        """
+        from anndata import AnnData
+
+        counted = self.scale == "counts"
+        places = pd.Index(self.genes).get_indexer(asked.genes)
+        depth = goal = None
+        if counted:
+            depth = _sums(x)
+            cond = replace(cond, depth=torch.from_numpy(depth).float())
+            goal = 2 * depth
+            if asked.depth is not None:
+                depth = goal = asked.depth[first : first + len(obs)]
         out: dict[str, list[Any]] = {}
-        random = torch.Generator(self.denoiser.device).manual_seed(seed)
-        for start in range(0, adata.n_obs, CHUNK):
-            rows = slice(start, min(start + CHUNK, adata.n_obs))
-            x = cells.x[rows].toarray() if sparse.issparse(cells.x) else cells.x[rows]
-            known = cond[rows]
-            at = None if observed is None else (observed if asked is None else asked)[rows]
-            for scale, values in self._posterior(x, known, scales, at).items():
+        for start in range(0, len(obs), CHUNK):
+            rows = slice(start, min(start + CHUNK, len(obs)))
+            block = x[rows].toarray() if sparse.issparse(x) else x[rows]
+            means = self._posterior(block, cond[rows], asked.scales, None if depth is None else depth[rows])
+            for scale, values in means.items():
                 out.setdefault(SCALES[scale], []).append(values[:, places])
-            if draws:
-                goal = 2 * observed[rows] if asked is None else asked[rows]
-                for i, drawn in enumerate(self._draws(x, known, goal, draws, n_steps=n_steps, random=random), start=1):
-                    out.setdefault(f"draw_{i}", []).append(drawn[:, places])
+            if asked.draws:
+                own_seed = int(np.random.SeedSequence([asked.seed, first + start]).generate_state(1, np.uint64)[0])
+                random = torch.Generator(self.posterior.device).manual_seed(own_seed)
+                drawn = self._draws(block, cond[rows], goal[rows], asked.draws, n_steps=asked.n_steps, random=random)
+                for i, counts in enumerate(drawn, start=1):
+                    out.setdefault(f"draw_{i}", []).append(counts[:, places])
             if on_cells is not None:
                 on_cells(rows.stop)
         layers = {
             k: sparse.vstack(v, format="csr") if sparse.issparse(v[0]) else np.concatenate(v) for k, v in out.items()
         }
-        logged = log1p_cp10k(cells.x)[:, places] if counted else cells.x[:, places]
-        if counted:
-            layers["counts"] = cells.x[:, places]
-        made = AnnData(logged, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(kept)), layers=layers)
+        logged = log1p_cp10k(x)[:, places] if counted else x[:, places]
         described = {"X": "observed, log1p(CP10k)" if counted else "observed, training scale"}
-        described |= {name: DESCRIBED.get(name, "counts") for name in layers}
+        described |= {name: DESCRIBED.get(name, "counts") if counted else "posterior mean, training scale" for name in layers}
+        if counted:
+            layers["counts"] = x[:, places]
+            described["counts"] = "counts, observed"
+        made = AnnData(logged, obs=obs.copy(), var=pd.DataFrame(index=pd.Index(asked.genes)), layers=layers)
         made.uns["scidiff"] = {
             "version": __version__,
             "process": self.settings["noise"],
             "schema": json.dumps(self.schema.to_dict()),
             "scales": described,
             "verb": "denoise",
-            "labels": labels,
-            "depth": "as asked" if depth is not None else "observed; draws twice that",
-            "draws": draws,
-            "seed": seed,
-            "n_steps": n_steps,
+            "labels": asked.labels,
+            "depth": "as asked" if asked.depth is not None else "observed; draws twice that",
+            "draws": asked.draws,
+            "seed": asked.seed,
+            "n_steps": asked.n_steps,
         }
         return made
 
-    def _labels(self, adata: AnnData, *, use: bool) -> pd.DataFrame:
+    def _labels(self, adata: AnnData | CellFile, *, use: bool) -> pd.DataFrame:
         """Return the canonical conditions of cells; what is missing from obs or unknown to the model is missing."""
         lost = [column for column in self.schema.columns.values() if column not in adata.obs]
         if not use or len(lost) == len(self.schema.columns):
-            return pd.DataFrame(index=adata.obs_names)
+            return pd.DataFrame(index=adata.obs.index)
         told = [f"obs column {column!r} (absent)" for column in lost]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # what is missing is said below
-            table = self.schema.table(SimpleNamespace(obs=adata.obs.assign(**dict.fromkeys(lost))))
-        for name, known in self.vocabulary.known.items():
-            values = table[name].map(self.schema.parts if name == "perturbation" else lambda value: (value,))
-            fine = table[name].isna() | values.map(set(known).issuperset)
-            if not fine.all():
-                told.append(f"{name} {table[name][~fine].iloc[0]!r} ({int((~fine).sum())} cells)")
-                table[name] = table[name].where(fine, None)
+        table = self._known_only(self._table(adata), told)
         if told:
             warnings.warn(f"not known to the model: {', '.join(told)}; taken as unlabelled", DataWarning, stacklevel=3)
         return table
@@ -644,6 +779,19 @@ class ScIDiff:
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What denoising was asked for; ``depth``: molecules of each cell, shape (n_cells,)."""
+
+    scales: tuple[str, ...]
+    draws: int
+    depth: np.ndarray | None
+    labels: bool
+    genes: list[str]
+    n_steps: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -797,6 +945,13 @@ def _learn(
     sd = values.std(axis=0)
     scaled = (values - values.mean(axis=0)) / np.where(sd > 0, sd, 1)
     return vocabulary, torch.from_numpy(scaled / np.sqrt(values.shape[1]))
+
+
+def _moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance over cells, shape (n_genes,) each."""
+    x = sparse.csr_matrix(x)
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    return mean, np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
 
 
 def _as_obs(column: pd.Series) -> pd.Series:

@@ -23,8 +23,19 @@ def read_h5ad(path: Path) -> AnnData:
     InputError
         There is no such file, it is not one, or it has no cells or genes.
     """
-    _is_file(path)
+    check_h5ad(path)
     import anndata
+
+    with reading(path):
+        adata = anndata.read_h5ad(path)
+    if 0 in adata.shape:
+        raise InputError(f"{path} is empty: {adata.n_obs} cells x {adata.n_vars} genes")
+    return adata
+
+
+def check_h5ad(path: Path) -> None:
+    """Refuse what is no h5ad file, by its outline."""
+    _is_file(path)
     import h5py
 
     try:
@@ -34,13 +45,17 @@ def read_h5ad(path: Path) -> AnnData:
         raise InputError(f"{path} is damaged or no h5ad file: {reason(error)}") from error
     if not is_anndata:
         raise InputError(f"{path} is no h5ad file: it has no obs and var; convert it with anndata's write_h5ad")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of any failure which file could not be read: a damaged file can raise anything."""
     try:
-        adata = anndata.read_h5ad(path)
-    except Exception as error:  # a damaged file can raise anything
+        yield
+    except InputError:
+        raise
+    except Exception as error:
         raise InputError(f"{path} cannot be read: {type(error).__name__}: {reason(error)}") from error
-    if 0 in adata.shape:
-        raise InputError(f"{path} is empty: {adata.n_obs} cells x {adata.n_vars} genes")
-    return adata
 
 
 def read_genes(text: str) -> int | list[str]:
