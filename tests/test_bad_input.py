@@ -178,16 +178,20 @@ def evaluate(*words: str, out: str = "scores.csv") -> list[str]:
     return ["evaluate", "generated.h5ad", "cells.h5ad", "--out", out, *words]
 
 
+def denoise(*words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> list[str]:
+    return ["denoise", "model", data, "--out", out, *words]
+
+
 def other_hdf5(box: Box) -> list[str]:
     with h5py.File("tenx.h5", "w") as file:
         file["matrix/data"] = np.zeros(3)
     return ["check", "tenx.h5"]
 
 
-def damaged_inside(box: Box) -> list[str]:
+def damaged_inside(words: list[str]) -> list[str]:
     with h5py.File("cells.h5ad", "a") as file:
         del file["X/indptr"]
-    return ["check", "cells.h5ad"]
+    return words
 
 
 def truncated(box: Box) -> list[str]:
@@ -247,9 +251,9 @@ def model_newer(box: Box) -> list[str]:
     return generate()
 
 
-def disk_full(box: Box) -> list[str]:
+def disk_full(box: Box, words: list[str]) -> list[str]:
     box.full_disk()
-    return [*generate(), "--quiet"]
+    return [*words, "--quiet"]
 
 
 def data_without_network(box: Box) -> Callable:
@@ -263,7 +267,7 @@ def data_without_network(box: Box) -> Callable:
 
 
 def few_shared_genes(box: Box) -> list[str]:
-    box.spoil(lambda cells: setattr(cells, "var_names", [f"ENSG{i}" for i in range(30)]))
+    box.spoil(genes_of_another_kind)
     return evaluate()
 
 
@@ -295,11 +299,47 @@ def asked(*arguments: object, **options: object) -> Callable:
     return partial(fitted().generate, *arguments, **options)
 
 
-def depth_without_counts(box: Box) -> Callable:
+def of_logs() -> tuple[sd.ScIDiff, AnnData]:
+    """Return a model of log expression, and the cells."""
     cells = good()
     logged(cells)
-    model = sd.ScIDiff.fit(cells, SCHEMA, **SMALL, config=sd.TrainConfig(**CONFIG))
-    return partial(model.generate, 3, depth=100)
+    return sd.ScIDiff.fit(cells, SCHEMA, **SMALL, config=sd.TrainConfig(**CONFIG)), cells
+
+
+def depth_without_counts(box: Box) -> Callable:
+    return partial(of_logs()[0].generate, 3, depth=100)
+
+
+def scale_without_counts(box: Box) -> Callable:
+    model, cells = of_logs()
+    return partial(model.denoise, cells, scales=["rate"])
+
+
+def draws_without_molecules(box: Box) -> Callable:
+    model = sd.ScIDiff.fit(good(), SCHEMA, noise="gaussian", **SMALL, config=sd.TrainConfig(**CONFIG))
+    return partial(model.denoise, good(), draws=1)
+
+
+def nothing_the_model_knows(box: Box) -> Callable:
+    cells = good()
+    x = sparse.hstack([cells.X, np.ones((120, 1))]).tolil()
+    x[:2, :30] = 0
+    genes = pd.DataFrame(index=[*cells.var_names, "other"])
+    return partial(fitted().denoise, AnnData(x.tocsr(), obs=cells.obs, var=genes))
+
+
+def existing_store(box: Box, words: list[str]) -> list[str]:
+    Path(words[words.index("--out") + 1]).mkdir()
+    return words
+
+
+def damaged_store(box: Box) -> list[str]:
+    Path("cells.zarr").mkdir()
+    return denoise(data="cells.zarr")
+
+
+def genes_of_another_kind(cells: AnnData) -> None:
+    cells.var_names = [f"ENSG{i}" for i in range(30)]
 
 
 def features(box: Box, text: str) -> list[str]:
@@ -314,7 +354,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "text as h5ad": lambda box: ["check", box.text("notes.h5ad", "hello")],
     "truncated h5ad": truncated,
     "other HDF5": other_hdf5,
-    "h5ad damaged inside": damaged_inside,
+    "h5ad damaged inside": lambda box: damaged_inside(["check", "cells.h5ad"]),
     "file not readable": not_readable,
     # matrices
     "scaled": lambda box: train(data=box.spoil(scaled)),
@@ -384,7 +424,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "folder instead of file": lambda box: generate(out="model"),
     "wrong suffix": lambda box: generate(out="out.csv"),
     "over its input": lambda box: evaluate("--reference", box.text("scores.csv", "")),
-    "disk full": disk_full,
+    "disk full": lambda box: disk_full(box, generate()),
     # models
     "no model": lambda box: generate(model="modle"),
     "no manifest": lambda box: generate(model="."),
@@ -407,6 +447,26 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "depth without counts": depth_without_counts,
     "infinite guidance": lambda box: generate("--guidance", "inf"),
     "no conditions": lambda box: asked(3, pd.DataFrame({"drug": []})),
+    # denoising
+    "damaged store": damaged_store,
+    "no store": lambda box: denoise(data="cells.zarr"),
+    "denoised over its input": lambda box: denoise(out="cells.h5ad"),
+    "store over another": lambda box: existing_store(box, denoise(out="out.zarr")),
+    "neither h5ad nor zarr": lambda box: denoise(out="out.csv"),
+    "disk full when denoising": lambda box: disk_full(box, denoise()),
+    "denoised cells damaged inside": lambda box: damaged_inside(denoise()),
+    "unknown scale": lambda box: denoise("--scale", "log"),
+    "negative draws": lambda box: denoise("--draws", "-1"),
+    "no depth of draws": lambda box: denoise("--depth", "0"),
+    "gene unknown to the model": lambda box: denoise("--genes", box.text("genes.txt", "G1\ng29\n")),
+    "no gene list": lambda box: denoise("--genes", "gens.txt"),
+    "all-zero cells to denoise": lambda box: denoise(data=box.spoil(emptied)),
+    "NaN to denoise": lambda box: denoise(data=box.spoil(lambda cells: dense(cells, np.nan))),
+    "genes of another kind": lambda box: denoise(data=box.spoil(genes_of_another_kind)),
+    "logs for a model of counts": lambda box: denoise(data=box.spoil(logged)),
+    "no molecule of the model's genes": nothing_the_model_knows,
+    "scale without counts": scale_without_counts,
+    "draws without molecules": draws_without_molecules,
     # evaluation
     "source without control": lambda box: evaluate("--source", "cells.h5ad"),
     "shared control cells": lambda box: evaluate("--source", "cells.h5ad", "--control", "cells.h5ad"),

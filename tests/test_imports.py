@@ -37,9 +37,21 @@ ALLOWED = {
     "streaming": {"data", "files"},
     # rooms that must not know each other meet here: calibration judges samples (sampling) by their spread (evaluation)
     "predictor": {"data", "models"},
-    "estimator": {"data", "conditioning", "evaluation", "models", "predictor", "sampling", "storage", "training"},
+    "estimator": {
+        "data",
+        "conditioning",
+        "evaluation",
+        "files",
+        "models",
+        "predictor",
+        "sampling",
+        "storage",
+        "streaming",
+        "training",
+    },
+    "benchmarking": {"data", "estimator", "evaluation", "files", "plotting", "training"},
     "demo": {"data", "estimator", "evaluation", "files", "training"},
-    "cli": {"data", "demo", "estimator", "evaluation", "files", "plotting", "storage", "training"},
+    "cli": {"benchmarking", "data", "demo", "estimator", "evaluation", "files", "plotting", "storage", "training"},
     "__main__": {"cli"},
     "__init__": {"data", "errors", "estimator", "evaluation", "plotting", "training"},
 }

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scidiff._version import __version__
-from scidiff.errors import DataWarning, InputError
+from scidiff.errors import DataWarning, InputError, closest
 from scidiff.files import (
+    check_cells_place,
     check_file_place,
     check_folder_place,
     read_genes,
     read_h5ad,
+    read_names,
     read_table,
     reason,
     whole_file,
@@ -61,6 +63,7 @@ Condition = Annotated[
     list[str] | None,
     typer.Option(help='name=value,... in roles or obs columns: cell_type="CD4 T",perturbation=IFN-beta'),
 ]
+Layer = Annotated[str | None, typer.Option(help="Layer to read instead of looking for counts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Makes the result reproducible.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Neither progress nor result: only warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
@@ -148,7 +151,7 @@ def train(
     ] = None,
     noise: Annotated[str | None, typer.Option(help="thinning (for counts) or gaussian.")] = None,
     genes: Annotated[str | None, typer.Option(help="File of gene names, or a number of most variable ones.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to read instead of looking for counts.")] = None,
+    layer: Layer = None,
     steps: Annotated[int | None, typer.Option(help="Steps of training at most.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     seed: Seed = 0,
@@ -263,6 +266,102 @@ def generate(
 
 
 @app.command()
+def denoise(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="Cells, an h5ad file or zarr store.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad or .zarr).", show_default=False)],
+    scale: Annotated[
+        list[str] | None, typer.Option(help="log1p (default), rate, expected_counts or expected_log; repeat.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Posterior draws, as many layers of counts.")] = 0,
+    depth: Annotated[float | None, typer.Option(help="Molecules per cell, of draws and expected scales.")] = None,
+    genes: Annotated[Path | None, typer.Option(help="File of gene names to write; by default all.")] = None,
+    layer: Layer = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Leave aside what obs says of the cells.")] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write cells without the noise of counting few molecules; files may be larger than memory."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_cells_place(out, inputs=[data])
+        kept = None if genes is None else read_names(genes)
+        from scidiff.estimator import ScIDiff
+
+        trained = ScIDiff.load(model)
+        with talk.progress("denoising") as advance:
+            cells = trained.denoise_file(
+                data,
+                out,
+                scales=scale or ("log1p",),
+                draws=draws,
+                depth=depth,
+                labels=not no_labels,
+                genes=kept,
+                layer=layer,
+                seed=seed,
+                on_cells=advance,
+            )
+        written = cells.uns["scidiff"]["scales"]
+        talk.result(
+            {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "scales": written, "seed": seed},
+            f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
+            *(f"{name:<16} {what}" for name, what in written.items()),
+        )
+
+
+@app.command()
+def predict(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    to: Annotated[
+        list[str],
+        typer.Option(help="What is done to the cells: perturbation=A+B,dose=10; repeat for more.", show_default=False),
+    ],
+    where: Annotated[
+        list[str] | None, typer.Option(help="Cells to start from, as name=value,...; by default all control cells.")
+    ] = None,
+    no_network: Annotated[
+        bool, typer.Option("--no-network", help="Spread new molecules over cells by depth alone.")
+    ] = False,
+    layer: Layer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write control cells as they would be under a perturbation, one for one, with effects and their intervals."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_file_place(out, ".h5ad", inputs=[data])
+        source = read_h5ad(data)
+        from scidiff.data import parse_condition
+        from scidiff.estimator import ScIDiff
+
+        trained = ScIDiff.load(model)
+        asked = [parse_condition(text, schema=trained.schema) for text in to]
+        if chosen := parse_condition(where, schema=trained.schema, columns=source.obs.columns):
+            source = source[trained.schema.select(source, chosen)]
+        with talk.progress("predicting") as advance:
+            cells = trained.predict(
+                source,
+                asked,
+                network=not no_network,
+                layer=layer,
+                seed=seed,
+                on_cells=lambda done: advance(done, len(asked) * source.n_obs),
+            )
+        with whole_file(out) as part:
+            cells.write_h5ad(part, compression="gzip")
+        effects = cells.uns["scidiff"]["effects"]
+        talk.result(
+            {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "condition": asked, "seed": seed}
+            | {"strongest": _strongest(effects)},
+            f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
+            *(f"{label}: {', '.join(genes)}" for label, genes in _strongest(effects).items()),
+        )
+
+
+@app.command()
 def evaluate(
     generated: Annotated[Path, typer.Argument(help="Cells of a model, an h5ad file.", show_default=False)],
     real: Annotated[Path, typer.Argument(help="Real cells it has not seen, an h5ad file.", show_default=False)],
@@ -283,12 +382,72 @@ def evaluate(
         schema = _recorded_schema(cells["generated"])
 
         from scidiff.evaluation import evaluate
+        from scidiff.evaluation.effects import evaluate_effects
 
+        as_effects = {"source", "control"} <= cells.keys() and schema is not None and schema.control is not None
         with talk.progress("scoring"):
-            scores = evaluate(cells.pop("generated"), cells.pop("real"), **cells, schema=schema, seed=seed)
+            score: Any = evaluate_effects if as_effects else evaluate
+            scores = score(cells.pop("generated"), cells.pop("real"), **cells, schema=schema, seed=seed)
         with whole_file(out) as part:
             scores.to_csv(part, index=False)
         talk.result({"scores": str(out), "table": _records(scores)}, *_score_table(scores), f"written to {out}")
+
+
+@app.command()
+def benchmark(
+    data: Data,
+    task: Annotated[
+        str, typer.Option(help="denoise: shall these cells be denoised, and with what?", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for table and report.", show_default=False)],
+    perturbation: Perturbation = None,
+    control: Control = None,
+    context: Context = None,
+    dose: Dose = None,
+    time: Time = None,
+    batch: Batch = None,
+    genes: Annotated[str, typer.Option(help="File of gene names, or a number of most variable ones.")] = "2000",
+    layer: Layer = None,
+    splits: Annotated[int, typer.Option(min=1, help="Random splits to average over.")] = 3,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A first impression: few cells, one split, short training.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on the cells of an h5ad file; write results.csv, verdict.json and report.html."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        from scidiff.benchmarking import TASKS
+
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}{closest(task, TASKS)}")
+        asked_genes = read_genes(genes)
+        from scidiff.data import Schema
+
+        schema = Schema(
+            perturbation=perturbation, control=control, context=context or (), dose=dose, time=time, batch=batch
+        )
+        results = TASKS[task](
+            read_h5ad(data),
+            schema,
+            out=out,
+            dataset=data.stem,
+            genes=asked_genes,
+            layer=layer,
+            splits=splits,
+            fast=fast,
+            resume=resume,
+            seed=seed,
+            progress=talk.progress,
+        )
+        found = json.loads((out / "verdict.json").read_text())
+        talk.result(
+            {"report": str(out / "report.html"), "verdict": found, "table": _records(results.table)},
+            *found["text"],
+            f"written to {out}",
+        )
 
 
 @app.command()
@@ -434,13 +593,25 @@ def _score_table(scores: pd.DataFrame) -> list[Any]:
 
     from scidiff.plotting import format_score
 
-    numbers = list(scores.select_dtypes("number").columns)
+    names = [name for name in ("condition", "metric") if name in scores]
+    hidden = ("loss", "n_predicted", "n_real", "n_control")
+    numbers = [name for name in scores.select_dtypes("number") if name not in hidden]
     table = Table()
-    for column in ("metric", *numbers, "better"):
+    for column in (*names, *numbers, "better"):
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in scores.to_dict("records"):
-        table.add_row(row["metric"], *(format_score(row[name]) for name in numbers), row["better"])
-    return [table, *(f"{row['metric']}: {row['note']}" for row in scores.to_dict("records") if row["note"])]
+        table.add_row(*(row[name] for name in names), *(format_score(row[name]) for name in numbers), row["better"])
+    rows = scores[scores["note"] != ""].to_dict("records")
+    return [table, *(f"{' '.join(row[name] for name in names)}: {row['note']}" for row in rows)]
+
+
+def _strongest(effects: pd.DataFrame, n: int = 5) -> dict[str, list[str]]:
+    """The genes that change most in each condition, with the effect and its 90 % interval."""
+    out = {}
+    for label, rows in effects.groupby("condition", sort=False):
+        rows = rows.loc[rows["effect"].abs().nlargest(n).index]
+        out[label] = [f"{r.gene} {r.effect:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in rows.itertuples()]
+    return out
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

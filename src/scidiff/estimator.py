@@ -31,19 +31,20 @@ from scidiff.data.population import Population
 from scidiff.data.scaling import Standardizer, log1p_cp10k
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError, closest
+from scidiff.files import check_cells_place
 from scidiff.models.anchor import Anchor
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.models.networks import Backbone
 from scidiff.models.thinning import Thinning
-from scidiff.predictor import Predictor
-from scidiff.sampling.denoise import posterior_draw, posterior_mean
+from scidiff.predictor import Predictor, context_keys
+from scidiff.sampling.denoise import Cautious, posterior_draw, posterior_mean
 from scidiff.sampling.generate import CHUNK, generate
-from scidiff.sampling.guidance import ClassifierFree
+from scidiff.sampling.guidance import ClassifierFree, Gain
 from scidiff.sampling.perturb import counterfactual
 from scidiff.sampling.solvers import dpmpp_2m, invert
 from scidiff.storage import read_model, write_model
-from scidiff.streaming import CellFile, appended, check_place, runs
+from scidiff.streaming import CellFile, appended, runs
 from scidiff.training import (
     CountBatches,
     ExpressionBatches,
@@ -56,6 +57,7 @@ from scidiff.training import (
 from scidiff.training.batches import Batches
 from scidiff.training.heldout import Judge
 from scidiff.training.loop import Progress
+from scidiff.training.reliability import reliability
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,12 +83,20 @@ DESCRIBED = {
     "expected_log": "mean of log1p(CP10k) of new counts at the depth asked for",
 }
 
+#: levels of Gaussian noise that cells may be matched to, in standard deviations of a gene, and cells to choose by
+SIGMAS = tuple(np.geomspace(0.1, 20, 14).round(3).tolist())
+MIN_CELLS_TO_MATCH = 50
 #: molecules a generated cell may have; every one of them is drawn
 MAX_DEPTH = 10_000_000
 #: cells predicted together: their genes' totals are balanced over all of them
 POPULATION = 2000
+#: gain with which new molecules are dealt. A posterior mean says too little of how genes go together in a cell: of
+#: 1 to 4, on training conditions, the agreement of gene-gene correlations rises to about 2, spread overshoots above
+DEALING_GAIN = 2.0
 #: fewer cells than this are predicted among reference cells of their context
 MIN_POPULATION = 50
+#: out-of-distribution score from which on a prediction is warned of
+UNKNOWN = 0.5
 #: with fewer, the spread of real cells is too uncertain to calibrate to
 MIN_CELLS_TO_CALIBRATE = 200
 
@@ -115,6 +125,8 @@ class ScIDiff:
         Frequencies and depths of the training conditions.
     predictor
         Effects of perturbations in closed form; None without a perturbation and control cells.
+    trust
+        For draws: how far the other genes of a cell foretell each gene, from 0 to 1, shape (n_genes,); None: fully.
     history
         One row per look at what was held out: step, loss, heldout, seconds, and stage: "sample", or "denoise" for
         the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell).
@@ -130,6 +142,7 @@ class ScIDiff:
     standardizer: Standardizer | None
     population: Population
     predictor: Predictor | None
+    trust: torch.Tensor | None
     history: pd.DataFrame
     settings: dict[str, Any]
 
@@ -243,6 +256,7 @@ class ScIDiff:
                 features=features,
                 seed=config.seed,
             ),
+            trust=torch.from_numpy(reliability(cells.x, seed=config.seed)) if noise == "thinning" else None,
             history=pd.concat([history.assign(stage=stage) for stage, history in histories.items()], ignore_index=True),
             settings={
                 "version": __version__,
@@ -256,7 +270,11 @@ class ScIDiff:
                 "training": asdict(config),
             },
         )
-        if denoise_only or noise != "thinning":
+        if noise == "gaussian":
+            rows = slice(500) if len(task.unseen) < MIN_CELLS_TO_MATCH else task.unseen
+            matched = _matched_sigma(model, cells.x[rows], cond[rows], seed=config.seed)
+            return replace(model, settings=model.settings | matched)
+        if denoise_only:
             return model
         gain = _calibrated_gain(model, cells, seed=config.seed)
         return replace(model, settings=model.settings | {"gain": gain})
@@ -281,6 +299,8 @@ class ScIDiff:
             tensors |= {f"standardizer/{k}": torch.from_numpy(v) for k, v in self.standardizer.to_arrays().items()}
         if self.population.log_depth is not None:
             tensors["population/log_depth"] = torch.from_numpy(self.population.log_depth)
+        if self.trust is not None:
+            tensors["trust"] = self.trust
         predictor = None
         if self.predictor is not None:
             arrays, predictor = self.predictor.to_arrays()
@@ -342,6 +362,7 @@ class ScIDiff:
                 about["predictor"],
                 n_genes=len(genes),
             ),
+            trust=tensors.get("trust"),
             history=pd.DataFrame(about["history"]),
             settings=settings,
         )
@@ -507,7 +528,9 @@ class ScIDiff:
         asked = self._asked(
             len(adata), scales=scales, draws=draws, depth=depth, labels=labels, genes=genes, n_steps=n_steps, seed=seed
         )
-        cells = read_cells(adata, genes=self.genes, layer=layer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\d+ cells have no molecule", DataWarning)  # said below, by name
+            cells = read_cells(adata, genes=self.genes, layer=layer)
         self._refuse_cells(cells.scale, adata.obs_names[_sums(abs(cells.x)) == 0])
         cond = self.vocabulary.encode(self._labels(adata, use=labels))
         return self._denoised(cells.x, adata.obs, cond, asked, on_cells=on_cells)
@@ -545,7 +568,7 @@ class ScIDiff:
             As for :meth:`denoise`, or a file cannot be read or written.
         """
         source, out = Path(source), Path(out)
-        check_place(out, inputs=[source])
+        check_cells_place(out, inputs=[source])
         with CellFile(source) as file:
             asked = self._asked(file.n_obs, **options)
             cells = file.choose(self.genes, layer=layer)
@@ -599,14 +622,15 @@ class ScIDiff:
         """Raise for cells that this model cannot denoise; ``empty`` names those that have nothing of its genes."""
         if scale != self.scale:
             raise InputError(f"the model was trained on {self.scale}, but the cells hold {scale}")
-        if scale == "counts" and len(empty):
-            raise InputError(
-                f"{len(empty)} cells have no molecule of the model's genes: {listing(empty)}; leave them out"
-            )
+        if len(empty):
+            told = f"{len(empty)} cells have only zeros in the model's genes: {listing(empty)}"
+            if scale == "counts":
+                raise InputError(f"{told}; leave them out")
+            warnings.warn(told, DataWarning, stacklevel=3)
 
     def _denoised(
         self,
-        x: sparse.csr_matrix | np.ndarray,
+        x: Any,
         obs: pd.DataFrame,
         cond: Conditions,
         asked: _Asked,
@@ -623,7 +647,8 @@ class ScIDiff:
 
         counted = self.scale == "counts"
         places = pd.Index(self.genes).get_indexer(asked.genes)
-        depth = goal = None
+        depth: Any = None
+        goal: Any = None
         if counted:
             depth = _sums(x)
             cond = replace(cond, depth=torch.from_numpy(depth).float())
@@ -649,11 +674,11 @@ class ScIDiff:
             k: sparse.vstack(v, format="csr") if sparse.issparse(v[0]) else np.concatenate(v) for k, v in out.items()
         }
         logged = log1p_cp10k(x)[:, places] if counted else x[:, places]
-        described = {"X": "observed, log1p(CP10k)" if counted else "observed, training scale"}
-        described |= {name: DESCRIBED.get(name, "counts") if counted else "posterior mean, training scale" for name in layers}
         if counted:
             layers["counts"] = x[:, places]
-            described["counts"] = "counts, observed"
+            described = {"X": "observed, log1p(CP10k)"} | {name: DESCRIBED.get(name, "counts") for name in layers}
+        else:
+            described = {"X": "observed, training scale"} | dict.fromkeys(layers, "posterior mean, training scale")
         made = AnnData(logged, obs=obs.copy(), var=pd.DataFrame(index=pd.Index(asked.genes)), layers=layers)
         made.uns["scidiff"] = {
             "version": __version__,
@@ -668,6 +693,234 @@ class ScIDiff:
             "n_steps": asked.n_steps,
         }
         return made
+
+    def predict(
+        self,
+        adata: AnnData,
+        condition: Mapping[str, Any] | pd.DataFrame,
+        *,
+        network: bool = True,
+        layer: str | None = None,
+        seed: int = 0,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return the control cells of ``adata`` as they would be under a perturbation, one for one.
+
+        Thinning: integer counts in ``layers["counts"]`` (csr) and log1p(CP10k) in ``X``. Every cell keeps the molecules
+        it had, less those of genes that go down; the population's mean of every gene is that of the closed form, and
+        the network says which cells receive the new molecules. Gaussian: expression on the training scale in ``X``,
+        inverted to noise under the cell's own condition, solved again under the new one, moved to the same means.
+
+        ``obs`` is that of the source cells with the new condition, and ``ood_score``: how little is known of the
+        effect (0 as good as measured, .5 as uncertain as effects are large, at most 1). ``uns["scidiff"]["effects"]``
+        has one row per condition, context and gene: ``effect``, the difference to control in mean log1p(CP10k), and
+        ``low`` and ``high``, the 90 % interval of the effect as it would be observed in ``n`` cells of each kind.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from. Those with a perturbation are left out; without a perturbation column all are controls.
+        condition
+            What is done to them: perturbation (combinations as in training), dose, time. One as a dict, several as a
+            DataFrame or list, each applied to all cells.
+        network
+            Let the network deal new molecules to cells; False: by depth alone, the closed form in counts.
+        layer
+            Layer with the expression; by default counts are looked for.
+        seed
+            Makes the cells reproducible.
+        on_cells
+            Called with the number of cells made so far.
+
+        Raises
+        ------
+        InputError
+            The model knows no perturbations; the one asked for was never seen and no features tell about it; a context
+            is asked for; or the cells cannot be used.
+
+        Warns
+        -----
+        DataWarning
+            The condition was measured in training, it lies outside what was measured, or little is known of its effect.
+        """
+        from anndata import concat
+
+        if self.predictor is None:
+            raise InputError(
+                "this model knows no perturbation with control cells; train with perturbation= and control="
+            )
+        if seed < 0:
+            raise InputError(f"seed={seed} must be at least 0")
+        asked = self.schema.conditions(condition)
+        fixed = [name for name in (*self.schema.context, "batch") if name in asked and asked[name].notna().any()]
+        if fixed:
+            raise InputError(f"{fixed[0]} belongs to the cells and is not changed; choose cells of the one you mean")
+        if not len(asked) or asked["perturbation"].isna().any():
+            raise InputError("name the perturbation to predict, as in {'perturbation': 'A'}")
+        cells = read_cells(adata, genes=self.genes, layer=layer)
+        table = self._table(adata)
+        control = np.ones(adata.n_obs, dtype=bool)
+        if self.schema.columns["perturbation"] in adata.obs:
+            control = self.schema.is_control(table)
+        if not control.any():
+            raise InputError(
+                f"none of the {adata.n_obs} cells is a control ({self.schema.control}): none to start from"
+            )
+        self._refuse_cells(cells.scale, adata.obs_names[control & (_sums(abs(cells.x)) == 0)])
+        sources = np.flatnonzero(control)
+        kinds, kind = np.unique(context_keys(table.iloc[sources], self.schema), return_inverse=True)
+        groups = [sources[kind == k] for k in range(len(kinds))]
+        order = np.argsort(np.concatenate(groups))
+        parts, effects = [], []
+        for _, row in asked.iterrows():
+            made = []
+            for i, rows in enumerate(groups):
+                part, effect = self._predict_group(adata, cells, table, rows, row, network=network, seed=seed + i)
+                made.append(part)
+                effects.append(effect)
+                if on_cells is not None:
+                    on_cells(sum(len(done) for done in groups[: i + 1]) + len(parts) * len(sources))
+            parts.append(concat(made, merge="same")[order])
+        made = concat(parts, merge="same")
+        made.obs_names_make_unique()
+        for name in ("dose", "time"):
+            if (column := self.schema.columns.get(name)) in made.obs:
+                made.obs[column] = _as_obs(made.obs[column].astype(object))
+        made.uns["scidiff"] = {
+            "version": __version__,
+            "process": self.settings["noise"],
+            "schema": json.dumps(self.schema.to_dict()),
+            "scales": {"X": "log1p(CP10k)" if self.scale == "counts" else "training scale"}
+            | ({"counts": "counts"} if self.standardizer is None else {}),
+            "verb": "predict",
+            "condition": asked.to_json(orient="records"),
+            "network": network,
+            "seed": seed,
+            "effects": pd.concat(effects, ignore_index=True),
+        }
+        return made
+
+    def _predict_group(
+        self,
+        adata: AnnData,
+        cells: Cells,
+        table: pd.DataFrame,
+        rows: np.ndarray,
+        asked: pd.Series,
+        *,
+        network: bool,
+        seed: int,
+    ) -> tuple[AnnData, pd.DataFrame]:
+        """Predict the control cells ``rows``, all of one context, under one condition."""
+        from anndata import AnnData
+
+        assert self.predictor is not None
+        counted = self.scale == "counts"
+        source = cells.x[rows]
+        logged = log1p_cp10k(source) if counted else source
+        own = {name: table[name].iloc[rows[0]] for name in self.schema.context}
+        control, spread = _moments(logged)
+        dose = self.schema.dose_parts(asked["dose"]) if "dose" in asked and not pd.isna(asked["dose"]) else None
+        time = float(asked["time"]) if "time" in asked and not pd.isna(asked["time"]) else None
+        effect = self.predictor.effects.predict(
+            {name: value for name, value in own.items() if not pd.isna(value)},
+            self.schema.parts(asked["perturbation"]),
+            control_mean=control,
+            dose=dose,
+            time=time,
+        )
+        ood = self.predictor.ood(effect)
+        notes = list(effect.notes)
+        if effect.kind == "seen" and self.schema.parts(asked["perturbation"]):
+            notes.append("measured in training: this is its estimate, no test of prediction")
+        if ood > UNKNOWN:
+            notes.append("nearly nothing is known of this effect: do not trust it")
+        where = ", ".join(f"{k}={v}" for k, v in own.items() if not pd.isna(v)) or "these cells"
+        for note in notes:
+            warnings.warn(f"{asked['perturbation']} in {where}: {note}", DataWarning, stacklevel=4)
+        treatment = [name for name in ("perturbation", "dose", "time") if name in asked]
+        after = table.iloc[rows].assign(**{name: asked[name] for name in treatment})
+        obs = adata.obs.iloc[rows].assign(**{self.schema.columns[name]: asked[name] for name in treatment})
+        obs["ood_score"] = ood
+        var = pd.DataFrame(index=pd.Index(self.genes))
+        if self.standardizer is None:
+            ratio = float(np.exp(effect.log_depth_ratio))
+            counts = self._counterfactual(source, own, after, effect.mean, ratio, network=network, seed=seed)
+            made = AnnData(log1p_cp10k(counts), obs=obs, var=var, layers={"counts": counts})
+        else:
+            target = np.maximum(control + effect.mean, 0)
+            values = self._counterfactual_expression(logged, table.iloc[rows], after, target, network=network)
+            made = AnnData(values, obs=obs, var=var)
+        low, high = self.predictor.interval(effect, (spread + _moments(made.X)[1]) / max(len(rows), 2))
+        condition = " ".join(f"{name}={value}" for name, value in {**own, **asked}.items() if not pd.isna(value))
+        columns = {"condition": condition, "gene": self.genes, "effect": effect.mean, "low": low, "high": high}
+        return made, pd.DataFrame(columns | {"n": len(rows)})
+
+    def _counterfactual(
+        self,
+        source: sparse.csr_matrix,
+        own: Mapping[str, Any],
+        after: pd.DataFrame,
+        effect: np.ndarray,
+        depth_ratio: float,
+        *,
+        network: bool,
+        seed: int,
+    ) -> sparse.csr_matrix:
+        """Return counts of the cells under the new condition; few cells are predicted among reference cells."""
+        assert self.predictor is not None
+        n, like = source.shape[0], self.predictor.like(own)
+        if n < MIN_POPULATION and like.shape[0]:
+            source = sparse.vstack([source, like], format="csr")
+            after = after.iloc[np.concatenate([np.arange(n), np.zeros(like.shape[0], int)])]
+        made = []
+        for rows in np.array_split(np.arange(source.shape[0]), -(-source.shape[0] // POPULATION)):
+            part = source[rows]
+            target = np.maximum(_moments(log1p_cp10k(part))[0] + effect, 0)
+            denoiser, cond = None, None
+            if network:
+                labels = self._known_only(after.iloc[rows].reset_index(drop=True))
+                denoiser = Gain(self.posterior, DEALING_GAIN)
+                cond = self.vocabulary.encode(labels, depth=_sums(part) * depth_ratio).to(self.posterior.device)
+            made.append(counterfactual(denoiser, part, target, cond, depth_ratio=depth_ratio, seed=seed)[0])
+        return sparse.vstack(made, format="csr")[:n]
+
+    def _counterfactual_expression(
+        self, logged: Any, before: pd.DataFrame, after: pd.DataFrame, target: np.ndarray, *, network: bool
+    ) -> np.ndarray:
+        """Return expression of the cells under the new condition: inverted, solved again, moved to the target mean."""
+        assert self.standardizer is not None
+        dense = logged.toarray() if sparse.issparse(logged) else np.asarray(logged, dtype=np.float32)
+        if network:
+            conds = [self.vocabulary.encode(self._known_only(t.reset_index(drop=True))) for t in (before, after)]
+            levels = self.denoiser.process.levels(20)
+            moved = []
+            for start in range(0, len(dense), CHUNK):
+                x = torch.from_numpy(self.standardizer.transform(dense[start : start + CHUNK])).to(self.denoiser.device)
+                then, now = (cond[start : start + CHUNK].to(self.denoiser.device) for cond in conds)
+                noise = invert(self.denoiser, x, levels, then)
+                moved.append(dpmpp_2m(self.denoiser, noise, levels, now).float().cpu().numpy())
+            dense = self.standardizer.inverse(np.concatenate(moved))
+        return _moved_to(dense, target).astype(np.float32)
+
+    def _table(self, adata: AnnData) -> pd.DataFrame:
+        """Return the canonical conditions of cells, missing where obs has no such column."""
+        lost = [column for column in self.schema.columns.values() if column not in adata.obs]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # what is missing is said by those who need it
+            return self.schema.table(SimpleNamespace(obs=adata.obs.assign(**dict.fromkeys(lost))))
+
+    def _known_only(self, table: pd.DataFrame, told: list[str] | None = None) -> pd.DataFrame:
+        """Return canonical conditions in which values unknown to the network are missing; say so in ``told``."""
+        table = table.copy()
+        for name, known in self.vocabulary.known.items():
+            values = table[name].map(self.schema.parts if name == "perturbation" else lambda value: (value,))
+            fine = table[name].isna() | values.map(set(known).issuperset)
+            if not fine.all():
+                if told is not None:
+                    told.append(f"{name} {table[name][~fine].iloc[0]!r} ({int((~fine).sum())} cells)")
+                table[name] = table[name].where(fine, None)
+        return table
 
     def _labels(self, adata: AnnData | CellFile, *, use: bool) -> pd.DataFrame:
         """Return the canonical conditions of cells; what is missing from obs or unknown to the model is missing."""
@@ -699,8 +952,7 @@ class ScIDiff:
             clean = np.maximum(self.standardizer.inverse(clean), 0)
             if self.scale != "counts":
                 return dict.fromkeys(scales, clean)
-            clean = np.expm1(clean)
-            clean = clean / np.maximum(clean.sum(axis=1, keepdims=True), 1e-12)
+            clean = _rates(clean, x.sum(axis=1))
         out = {}
         for scale in scales:
             if scale in ("log1p", "rate"):
@@ -720,9 +972,12 @@ class ScIDiff:
         """Yield posterior draws of a chunk of cells, csr counts."""
         device = self.denoiser.device
         cond = replace(cond, depth=torch.from_numpy(depth).float()).to(device)
+        denoiser = self.posterior
+        if self.trust is not None:
+            denoiser = Cautious(denoiser, denoiser.anchor.base, self.trust.to(device))
         for _ in range(n):
             drawn = posterior_draw(
-                self.posterior,
+                denoiser,
                 torch.from_numpy(x).to(device),
                 cond.depth,
                 cond,
@@ -796,7 +1051,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a noise process is trained on, what judges it, and where it starts."""
+    """What a noise process is trained on, what judges it, where it starts, and the cells that it does not see."""
 
     batches: Batches
     cond: Conditions
@@ -804,6 +1059,7 @@ class _Task:
     anchor: Anchor
     standardizer: Standardizer | None = None
     posterior_judge: Judge | None = None
+    unseen: np.ndarray | tuple[()] = ()
 
 
 def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
@@ -835,6 +1091,7 @@ def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config
         judge=HeldOutCells(everything, cond, held, seed=config.seed) if len(held) else None,
         anchor=anchor.standardised(standardizer.mean, standardizer.sd),
         standardizer=standardizer,
+        unseen=held,
     )
 
 
@@ -902,6 +1159,38 @@ def _calibrated_gain(model: ScIDiff, cells: Cells, *, seed: int) -> float:
     return round((low + high) / 2, 3)
 
 
+def _matched_sigma(model: ScIDiff, x: Any, cond: Conditions, *, seed: int) -> dict[str, float]:
+    """Return the noise level that real cells are denoised best at, and the molecules of the cells it was found on.
+
+    Judged by what the network is not shown of a cell: half of its molecules (Batson, Royer & Webber 2019), or without
+    counts half of its genes (Batson & Royer 2019).
+    """
+    from scidiff.evaluation.metrics import nll_molecule
+
+    assert model.standardizer is not None
+    depth = 1.0
+    if model.scale == "counts":
+        kept, held = split_molecules(sparse.csr_matrix(x), held_out=0.5, seed=seed)
+        shown, depth = kept.toarray(), float(np.median(_sums(kept)))
+        cond = replace(cond, depth=torch.from_numpy(np.maximum(_sums(kept), 1)).float())
+        average = np.asarray(kept.sum(axis=0)).ravel() / kept.sum() + 1e-9
+
+        def loss(trial: ScIDiff) -> float:
+            rate = trial._posterior(shown, cond, ("rate",), None)["rate"]
+            return nll_molecule(held, 0.99e-4 * rate + 0.01 * average)  # a rate of zero would be infinitely wrong
+    else:
+        dense = x.toarray() if sparse.issparse(x) else x
+        hidden = np.random.default_rng(seed).random(dense.shape) < 0.5
+        shown = np.where(hidden, model.standardizer.mean, dense)
+
+        def loss(trial: ScIDiff) -> float:
+            off = (trial._posterior(shown, cond, ("log1p",), None)["log1p"] - dense) / model.standardizer.sd
+            return float(np.square(off[hidden]).mean())
+
+    choices = [{"sigma": sigma, "sigma_depth": depth} for sigma in SIGMAS]
+    return min(choices, key=lambda chosen: loss(replace(model, settings=model.settings | chosen)))
+
+
 def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     """Return cells with the genes asked for: a list, or the most variable ones of these (training) cells."""
     if genes is None:
@@ -952,6 +1241,29 @@ def _moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
     x = sparse.csr_matrix(x)
     mean = np.asarray(x.mean(axis=0)).ravel()
     return mean, np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
+
+
+def _rates(expected: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return the composition whose counts at ``depth`` have this mean of log1p(CP10k), shape (n_cells, n_genes).
+
+    A network that learned from log expression of shallow cells predicts its mean, mostly that of zeros and ones:
+    ``expm1`` of it would be no rate.
+    """
+    from scidiff.evaluation.denoising import expected_log
+
+    p = np.concatenate([[0], np.geomspace(1e-8, 1, 300)])
+    means = expected_log(np.broadcast_to(p, (len(depth), len(p))), depth)
+    rates = np.stack([np.interp(row, mean, p) for row, mean in zip(expected, means, strict=True)])
+    return (rates / np.maximum(rates.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _moved_to(x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return ``x`` shifted gene by gene so that its mean is the target after what is below 0 was cut."""
+    shift = target - x.mean(axis=0)
+    for _ in range(20):  # cutting raises means; Newton's method, exact once it is clear which cells are cut
+        cut = np.maximum(x + shift, 0)
+        shift -= (cut.mean(axis=0) - target) / np.maximum((cut > 0).mean(axis=0), 1 / len(x))
+    return np.maximum(x + shift, 0)
 
 
 def _as_obs(column: pd.Series) -> pd.Series:

@@ -72,13 +72,24 @@ def read_genes(text: str) -> int | list[str]:
         pass
     if not Path(text).exists():
         raise InputError(f"genes {text!r} is neither a number nor a file")
-    _is_file(Path(text))
+    return read_names(Path(text))
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the genes that a file names, one a line.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it names no gene.
+    """
+    _is_file(path)
     try:
-        genes = [line.strip() for line in Path(text).read_text().splitlines() if line.strip()]
+        genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise InputError(f"{text} is no text file; write one gene name a line") from None
+        raise InputError(f"{path} is no text file; write one gene name a line") from None
     if not genes:
-        raise InputError(f"{text} names no genes; write one a line")
+        raise InputError(f"{path} names no genes; write one a line")
     return genes
 
 
@@ -154,6 +165,17 @@ def check_file_place(path: Path, suffix: str, *, inputs: Iterable[Path] = ()) ->
         raise InputError(f"cannot write {path}: the file is {suffix[1:]}, let its name end in {suffix}")
     if path.resolve() in [one.resolve() for one in inputs]:
         raise InputError(f"cannot write {path}: it is one of the inputs")
+
+
+def check_cells_place(path: Path, *, inputs: Iterable[Path]) -> None:
+    """Refuse, before any work is done, a place that no .h5ad or .zarr can be written to."""
+    if path.suffix != ".zarr":
+        return check_file_place(path, ".h5ad", inputs=inputs)
+    check_folder_place(path)
+    if path.resolve() in [one.resolve() for one in inputs]:
+        raise InputError(f"cannot write {path}: it is one of the inputs")
+    if path.exists():
+        raise InputError(f"cannot write {path}: it exists, and folders are not overwritten; choose another place")
 
 
 def reason(error: BaseException) -> str:

@@ -139,6 +139,24 @@ def zero_fraction(real: AnnData, generated: AnnData, *, ax: Axes | None = None) 
     return ax
 
 
+def coverage(covered: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the share of values inside predictive intervals against the level of the intervals; the line is the ideal.
+
+    ``covered``: a row for each kind of value, its name in column ``of``, the other columns are levels; all in percent.
+    """
+    ax = _axes(ax)
+    levels = np.array([column for column in covered if column != "of"], dtype=float)
+    whole = np.array([0.0, 100.0])
+    ax.fill_between(whole, whole - 3, whole + 3, color=BEHIND, linewidth=0, label="within 3 points")
+    ax.plot(whole, whole, color=INK, linewidth=0.8)
+    for (_, row), colour, marker in zip(covered.iterrows(), CATEGORIES, "osD^vPX*", strict=False):
+        ax.plot(levels, row.drop("of").to_numpy(float), marker, color=colour, markersize=7, label=row["of"])
+    ax.set(xlabel="level of the interval (%)", ylabel="values inside (%)", xlim=(30, 102), ylim=(30, 102))
+    ax.set_aspect("equal")
+    _legend(ax, loc="lower right")
+    return ax
+
+
 def score_table(scores: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw a table of scores: one row per metric, one column per numeric column of ``scores`` (value, ceiling, ...)."""
     columns = list(scores.select_dtypes("number").columns)

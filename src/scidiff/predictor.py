@@ -1,10 +1,10 @@
 """What a model holds to predict perturbed cells: effects in closed form, how sure they are, some control cells.
 
-    low, high = effect -+ 1.645 sqrt(w^2 v + s^2),   v posterior variance of the true effect, s^2 that of the cells' mean
+    low, high = effect -+ 1.645 sqrt(w^2 v + s^2)     v: posterior variance of the true effect, s^2: of the cells' mean
 
-``w`` widens what the closed form believes of itself to what it earns: every measured condition is predicted without
-its own cells, and w is where 90 % of the genes' standardised errors lie, over the 90 % point of a normal. One w for
-each kind of gap (a new context, a new combination, ...): cross-conformal calibration (Vovk 2015) over conditions.
+``w`` widens what the closed form believes of itself to what it earns: measured conditions are predicted without their
+own cells, and w is what lets the intervals hold 90 % of the effects that were measured. One w for each kind of gap (a
+new context, combination, dose or time): cross-conformal calibration (Vovk 2015) over conditions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ CONDITIONS_TO_CALIBRATE = 40
 #: measured perturbations with features from which on features can say something of others
 MIN_DESCRIBED = 3
 NORMAL_90 = 1.6448536
+#: genes with less mean log1p(CP10k) in control cells say nothing of errors: their effects are 0
+EXPRESSED = 0.01
+#: least and largest w^2
+WIDEN = (0.05, 25.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +104,8 @@ class Predictor:
             return None
         control = np.flatnonzero(schema.is_control(table))
         contexts = table.iloc[control][list(schema.context)].reset_index(drop=True)
-        key = contexts.astype(str).agg("|".join, axis=1) if contexts.shape[1] else pd.Series("", index=contexts.index)
-        order = np.random.default_rng(seed).permutation(len(control))
-        rank = key.iloc[order].groupby(key.iloc[order]).cumcount().sort_index().to_numpy()
+        shuffled = pd.Series(context_keys(contexts, schema)).sample(frac=1, random_state=np.random.default_rng(seed))
+        rank = shuffled.groupby(shuffled).cumcount().sort_index().to_numpy()
         kept = np.flatnonzero(rank < REFERENCE_CELLS)
         return cls(
             effects=effects,
@@ -129,10 +132,10 @@ class Predictor:
         return unknown / (unknown + max(float(signal), 1e-12)) if unknown > 0 else 0.0
 
     def like(self, context: Mapping[str, Any]) -> sparse.csr_matrix:
-        """Return the reference cells of a context; none if it is new."""
+        """Return the reference cells of a context, of which attributes may be missing; none if it is new."""
         match = np.ones(len(self.reference_contexts), dtype=bool)
         for name, value in context.items():
-            match &= (self.reference_contexts[name] == value).to_numpy()
+            match &= pd.isna(value) or (self.reference_contexts[name] == value).to_numpy()
         return self.reference[match]
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -155,6 +158,12 @@ class Predictor:
             reference=sparse.csr_matrix(parts, shape=(kept["n"], n_genes)),
             reference_contexts=pd.DataFrame(kept["contexts"], index=range(kept["n"]), dtype=object),
         )
+
+
+def context_keys(table: pd.DataFrame, schema: Schema) -> np.ndarray:
+    """Return a name of the context of every row of a canonical table, shape (n_rows,)."""
+    columns = list(schema.context)
+    return table[columns].astype(str).agg("|".join, axis=1).to_numpy() if columns else np.full(len(table), "")
 
 
 def conditions_of_groups(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
@@ -180,27 +189,42 @@ def calibrated(effects: EffectModel) -> dict[str, float]:
     """Return the factor on posterior standard deviations for each kind of prediction; see the module head."""
     process = effects.process
     measured = process.measured
-    rows = np.arange(len(measured.rows))
-    if len(rows) > CONDITIONS_TO_CALIBRATE:
-        rows = np.sort(np.random.default_rng(0).choice(rows, CONDITIONS_TO_CALIBRATE, replace=False))
     errors: dict[str, list[np.ndarray]] = {}
-    for row in rows:
+    rng = np.random.default_rng(0)
+    for row in rng.permutation(len(measured.rows))[:CONDITIONS_TO_CALIBRATE]:
         asked = measured.rows.iloc[row]
-        same = np.array([parts == asked["parts"] for parts in measured.rows["parts"]])
-        drop = same & (measured.rows["context"] == asked["context"]).to_numpy()
-        if drop.all():
-            continue
-        without = replace(effects, process=replace(process, measured=measured.without(drop)), ridge=None)
         context = measured.contexts.iloc[int(asked["context"])].to_dict()
-        try:
-            guess = without.predict(context, asked["parts"], dose=_known(asked["dose"]), time=_known(asked["time"]))
-        except InputError:  # a perturbation that nothing else tells about
-            continue
         noise = measured.noise[row] + measured.reference_noise[int(asked["reference"])]
-        seen = measured.controls[int(asked["context"])] > 0.01
-        z = (measured.effect[row] - np.append(guess.mean, 0))[:-1] / np.sqrt(guess.variance + noise[:-1] + 1e-12)
-        errors.setdefault(guess.kind, []).append(np.quantile(np.abs(z[seen]), 0.9))
-    return {kind: float(np.clip(np.mean(q) / NORMAL_90, 0.5, 3)) for kind, q in errors.items()}
+        seen = measured.controls[int(asked["context"])] > EXPRESSED
+        for drop in _gaps(measured.rows, row):
+            without = replace(effects, process=replace(process, measured=measured.without(drop)), ridge=None)
+            try:
+                guess = without.predict(context, asked["parts"], dose=_known(asked["dose"]), time=_known(asked["time"]))
+            except InputError:  # a perturbation that nothing else tells about
+                continue
+            error = measured.effect[row, :-1] - guess.mean
+            errors.setdefault(guess.kind, []).append(np.stack([error**2, guess.variance, noise[:-1]])[:, seen])
+    return {kind: _widened(*np.concatenate(some, axis=1)) for kind, some in errors.items() if kind != "seen"}
+
+
+def _gaps(rows: pd.DataFrame, row: int) -> list[np.ndarray]:
+    """Masks of the measured effects to leave out so that one of them is a new combination, context, dose or time."""
+    asked = rows.iloc[row]
+    drop = np.array([parts == asked["parts"] for parts in rows["parts"]])
+    masks = [drop.copy()] if len(asked["parts"]) > 1 else []
+    drop &= (rows["context"] == asked["context"]).to_numpy()
+    masks.append(drop)
+    dose = np.array([dose == asked["dose"] for dose in rows["dose"]])
+    for same in (dose, (rows["time"] == asked["time"]).to_numpy()):
+        if same[row] and not same[drop].all():  # not the same as itself: unknown
+            masks.append(drop & same)
+    return [mask for mask in masks if not mask.all()]
+
+
+def _widened(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
+    """Return w at which 90 % of the squared errors lie within 1.645^2 (w^2 variance + noise), all shape (n,)."""
+    beyond = (squares / NORMAL_90**2 - noise) / np.maximum(variance, 1e-12)  # the least w^2 that covers each error
+    return float(np.sqrt(np.clip(np.quantile(beyond, 0.9), *WIDEN)))
 
 
 def _known(value: Any) -> Any:

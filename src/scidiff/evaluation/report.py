@@ -53,11 +53,20 @@ class Picture:
     wide: bool = False
 
 
+@dataclass(frozen=True)
+class Score:
+    """A number in words, for a table; the best ones are marked."""
+
+    text: str
+    best: bool = False
+
+
 def write_report(
     path: str | Path,
     *,
     title: str,
     about: Mapping[str, Any],
+    summary: Sequence[str] = (),
     history: pd.DataFrame | None = None,
     real: AnnData | None = None,
     generated: AnnData | None = None,
@@ -70,12 +79,14 @@ def write_report(
     """Write the page to ``path`` and return it. Parts that are not given are left out.
 
     about : facts on the data, name to value
+    summary : sentences to lead with
     history : training records, see :func:`scidiff.plotting.history`
     real, generated : cells to draw, see :func:`scidiff.plotting.embedding`; ``color`` is an obs column of both, by
         default the first that holds a handful of categories
     scores : a table of :func:`scidiff.evaluation.evaluate`; ``baselines`` more of them by name, as further columns
     warnings : sentences
-    extra_sections : (heading, content), content a text (blank lines part paragraphs), a DataFrame, or Axes
+    extra_sections : (heading, content), content a text (blank lines part paragraphs), a DataFrame (in its cells,
+        :class:`Score` can mark the best), Axes, or a list of at most one of each
 
     The file appears whole or not at all. Raises InputError where its folder does not exist.
     """
@@ -92,7 +103,7 @@ def write_report(
     page = template.render(
         title=title,
         about=_facts(about),
-        summary=[] if scores is None else _summary(scores),
+        summary=[*summary, *([] if scores is None else _summary(scores))],
         warnings=list(warnings),
         training=None if history is None else _training_picture(history),
         cells=_cell_pictures(real, generated, color),
@@ -199,11 +210,16 @@ def _common_category(real: AnnData, generated: AnnData) -> str | None:
 
 
 def _section(heading: str, content: Any) -> dict[str, Any]:
-    """Return a further section: paragraphs, a table, or a picture, by the type of ``content``."""
+    """Return a further section: paragraphs, a table, or a picture, by the type of ``content``, or several of them."""
+    if isinstance(content, list):
+        return {key: value for part in content for key, value in _section(heading, part).items()}
     if isinstance(content, pd.DataFrame):
-        rows = [[_text(value) for value in row] for row in content.itertuples(index=False)]
-        numeric = [pd.api.types.is_numeric_dtype(kind) for kind in content.dtypes]
-        return {"heading": heading, "columns": list(content.columns), "rows": rows, "numeric": numeric}
+        cells = [[v if isinstance(v, Score) else Score(_text(v)) for v in row] for row in content.to_numpy(object)]
+        numeric = [
+            pd.api.types.is_numeric_dtype(column) or column.map(lambda v: isinstance(v, Score)).all()
+            for _, column in content.items()
+        ]
+        return {"heading": heading, "columns": list(content.columns), "rows": cells, "numeric": numeric}
     if isinstance(content, str):
         return {"heading": heading, "paragraphs": [part.strip() for part in content.split("\n\n") if part.strip()]}
     return {"heading": heading, "picture": Picture(_svg(content.figure), heading, "")}
@@ -215,7 +231,7 @@ def _section(heading: str, content: Any) -> dict[str, Any]:
 def _training_picture(history: pd.DataFrame) -> Picture:
     from scidiff import plotting
 
-    ax = plotting.history(history, ax=_new_axes(5.2, 3.2))
+    ax = plotting.history(history, ax=new_axes(5.2, 3.2))
     if "stage" in history:
         history = history[history["stage"] == history["stage"].iloc[-1]]
     first, last = history["loss"].dropna().iloc[[0, -1]]
@@ -233,7 +249,7 @@ def _cell_pictures(real: AnnData | None, generated: AnnData | None, color: str |
         return {}
     from scidiff import plotting
 
-    pair = plotting.embedding(real, generated, color=color, ax=(_new_axes(4.6, 4.9), _new_axes(4.6, 4.9)))
+    pair = plotting.embedding(real, generated, color=color, ax=(new_axes(4.6, 4.9), new_axes(4.6, 4.9)))
     coloured = f", coloured by {color}" if color else ""
     populations = [
         Picture(_svg(ax.figure), f"Scatter plot of the {name} cells in the common embedding{coloured}.", "")
@@ -241,17 +257,17 @@ def _cell_pictures(real: AnnData | None, generated: AnnData | None, color: str |
     ]
     genes = []
     for statistic in ("mean", "variance"):
-        ax = plotting.gene_scatter(real, generated, statistic=statistic, ax=_new_axes(4.4, 4.2))
+        ax = plotting.gene_scatter(real, generated, statistic=statistic, ax=new_axes(4.4, 4.2))
         caption = f"The {statistic} of every gene, generated against real ({ax.texts[0].get_text()})."
         genes.append(Picture(_svg(ax.figure), caption, caption))
-    ax = plotting.zero_fraction(real, generated, ax=_new_axes(4.4, 4.2))
+    ax = plotting.zero_fraction(real, generated, ax=new_axes(4.4, 4.2))
     shares = " and ".join(ax.get_legend_handles_labels()[1])
     caption = f"Cells in which a gene is zero against the gene's mean: {shares}."
     genes.append(Picture(_svg(ax.figure), caption, caption))
     return {"populations": populations, "genes": genes}
 
 
-def _new_axes(width: float, height: float):
+def new_axes(width: float, height: float):
     """Return the Axes of a new figure, in inches, that no window system and no pyplot state knows of."""
     from matplotlib.figure import Figure
 

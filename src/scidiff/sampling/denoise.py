@@ -9,12 +9,36 @@ prediction of those that sequencing missed. Given the cell, the mean of rho is t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.sampling.guidance import Gain
 from scidiff.sampling.solvers import Denoiser, ancestral
+
+
+class Cautious:
+    """Believe a prediction gene by gene: ``prediction = pooled + trust (p - pooled)``, for thinning (logits).
+
+    Parameters
+    ----------
+    denoiser
+        Any denoiser.
+    pooled
+        What to believe otherwise: the log composition of all cells together, shape (n_genes,).
+    trust
+        From 0 to 1, shape (n_genes,): whether the other genes of a cell foretell the gene.
+    """
+
+    def __init__(self, denoiser: Denoiser, pooled: Tensor, trust: Tensor) -> None:
+        self.denoiser, self.pooled, self.trust = denoiser, pooled, trust
+
+    def __call__(self, x_noisy: Tensor, level: Tensor, cond: Any = None) -> Tensor:
+        """Return the tempered prediction, shape (n_cells, n_genes)."""
+        logits = torch.log_softmax(self.denoiser(x_noisy, level, cond), dim=1)
+        return self.pooled + self.trust * (logits - self.pooled)
 
 
 @torch.no_grad()
