@@ -19,7 +19,7 @@ import torch
 
 import scidiff as sd
 from scidiff.benchmarking import benchmark_denoising
-from scidiff.benchmarking.denoise import verdict
+from scidiff.benchmarking.denoise_report import verdict
 from scidiff.data.catalog import CATALOG
 
 LAYERS = {"pancreas": "spliced"}

@@ -178,6 +178,10 @@ def evaluate(*words: str, out: str = "scores.csv") -> list[str]:
     return ["evaluate", "generated.h5ad", "cells.h5ad", "--out", out, *words]
 
 
+def predict(to: str = "drug=A", *words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> list[str]:
+    return ["predict", "model", data, "--out", out, *words, "--to", to]
+
+
 def denoise(*words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> list[str]:
     return ["denoise", "model", data, "--out", out, *words]
 
@@ -313,6 +317,11 @@ def depth_without_counts(box: Box) -> Callable:
 def scale_without_counts(box: Box) -> Callable:
     model, cells = of_logs()
     return partial(model.denoise, cells, scales=["rate"])
+
+
+def no_perturbation_to_learn(box: Box) -> Callable:
+    model = sd.ScIDiff.fit(good(), sd.Schema(context="cell_type"), **SMALL, config=sd.TrainConfig(**CONFIG))
+    return partial(model.predict, good(), {"drug": "A"})
 
 
 def draws_without_molecules(box: Box) -> Callable:
@@ -467,6 +476,16 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "no molecule of the model's genes": nothing_the_model_knows,
     "scale without counts": scale_without_counts,
     "draws without molecules": draws_without_molecules,
+    # prediction
+    "predict nothing": lambda box: predict()[:-2],
+    "perturbation never measured": lambda box: predict("perturbation=C"),
+    "context to change to": lambda box: predict("drug=A,cell_type=CD8 T"),
+    "no perturbation named": lambda box: predict("batch=x"),
+    "no cell to start from": lambda box: predict("drug=A", "--where", "cell_type=NK"),
+    "no control cell": lambda box: predict("drug=A", "--where", "drug=A"),
+    "predicted over its input": lambda box: predict("drug=A", out="cells.h5ad"),
+    "logs to predict from": lambda box: predict("drug=A", data=box.spoil(logged)),
+    "no perturbation to learn": no_perturbation_to_learn,
     # evaluation
     "source without control": lambda box: evaluate("--source", "cells.h5ad"),
     "shared control cells": lambda box: evaluate("--source", "cells.h5ad", "--control", "cells.h5ad"),

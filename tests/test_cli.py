@@ -22,6 +22,7 @@ from scipy import sparse
 import scidiff as sd
 from scidiff import cli, demo
 from scidiff.cli import main
+from scidiff.evaluation.effects import evaluate_effects
 
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
 ROLES = ["--perturbation", "drug", "--control", "DMSO", "--context", "cell_type"]
@@ -167,18 +168,55 @@ def test_seed_decides(box, tmp_path):
 
 def test_evaluate_writes_the_table_that_python_returns(place, capsys):
     sets = {"generated": screen(400, 1), "real": screen(300, 2), "reference": screen(300, 3)}
-    sets |= {"source": screen(60, 4), "control": screen(60, 5)}
     sets["generated"].uns["scidiff"] = {"schema": json.dumps(SCHEMA.to_dict())}
     for name, cells in sets.items():
         cells.write_h5ad(f"{name}.h5ad")
-    words = [word for name in ("source", "control", "reference") for word in (f"--{name}", f"{name}.h5ad")]
-    told = answer(capsys, "evaluate", "generated.h5ad", "real.h5ad", *words, "--out", "scores.csv", "--seed", 2)
+    words = ["--reference", "reference.h5ad", "--out", "scores.csv", "--seed", 2]
+    told = answer(capsys, "evaluate", "generated.h5ad", "real.h5ad", *words)
     generated, real = sets.pop("generated"), sets.pop("real")
     expected = sd.evaluation.evaluate(generated, real, schema=SCHEMA, seed=2, **sets)
     written = pd.read_csv("scores.csv", dtype={"better": str}, keep_default_na=False)
     pd.testing.assert_frame_equal(written, expected)
     values = pd.DataFrame(told["table"])["value"].astype(float)
     np.testing.assert_allclose(values, expected["value"], atol=1e-9)
+
+
+def test_predict_then_evaluate_is_what_python_does(box, tmp_path, capsys):
+    split = sd.data.Split.from_json((box / "model" / "split.json").read_text())
+    files = {name: str(tmp_path / f"{name}.h5ad") for name in ("source", "control", "test", "made")}
+    for name in ("source", "control", "test"):
+        screen()[getattr(split, name)].copy().write_h5ad(files[name])
+    asked = ["--to", "perturbation=A", "--where", 'drug=DMSO,cell_type="CD4 T"', "--seed", 3]
+    told = answer(capsys, "predict", box / "model", files["source"], "--out", files["made"], *asked)
+    made = anndata.read_h5ad(files["made"])
+    model = sd.ScIDiff.load(box / "model")
+    expected = model.predict(anndata.read_h5ad(files["source"]), {"drug": "A"}, seed=3)
+    assert (made.layers["counts"] != expected.layers["counts"]).nnz == 0
+    assert told["n_cells"] == made.n_obs == len(split.source)
+    assert told["condition"] == [{"perturbation": "A"}]
+    (strongest,) = told["strongest"].values()
+    assert {gene.split()[0] for gene in strongest} <= {f"G{i}" for i in range(10)}
+    assert run("predict", box / "model", files["source"], "--out", files["made"], *asked, "--no-network") == 0
+    assert "cell_type=CD4 T perturbation=A: G" in capsys.readouterr().out
+    plain = anndata.read_h5ad(files["made"])
+    assert (plain.layers["counts"] != made.layers["counts"]).nnz > 0
+    assert not plain.uns["scidiff"]["network"]
+
+    words = ["--source", files["source"], "--control", files["control"], "--out", tmp_path / "scores.csv"]
+    told = answer(capsys, "evaluate", files["made"], files["test"], *words)
+    real, source, control = (anndata.read_h5ad(files[name]) for name in ("test", "source", "control"))
+    scores = evaluate_effects(plain, real, source=source, control=control, schema=SCHEMA)
+    assert [row["metric"] for row in told["table"]] == scores["metric"].tolist()
+    np.testing.assert_allclose([row["value"] for row in told["table"]], scores["value"], atol=1e-9)
+    assert run("evaluate", files["made"], files["test"], *words) == 0
+    assert "pearson_delta" in capsys.readouterr().out
+
+
+def test_predict_warns_of_what_was_measured(box, tmp_path, capsys):
+    words = ["--to", "perturbation=A", "--where", 'cell_type="CD8 T"', "--out", tmp_path / "made.h5ad"]
+    told = answer(capsys, "predict", box / "model", box / "cells.h5ad", *words)
+    assert any("A in cell_type=CD8 T: measured in training" in warning for warning in told["warnings"])
+    assert told["n_cells"] == ((screen().obs[["drug", "cell_type"]] == ["DMSO", "CD8 T"]).all(axis=1)).sum()
 
 
 def test_evaluate_without_a_recorded_schema_compares_all_cells(place, capsys):
@@ -250,7 +288,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"{sd.__version__}\n"
     assert run() == 0
     shown = capsys.readouterr().out
-    for verb in ("check", "train", "generate", "evaluate", "demo"):
+    for verb in ("check", "train", "generate", "denoise", "predict", "evaluate", "demo"):
         assert verb in shown
         assert run(verb, "--help") == 0
         text = capsys.readouterr().out

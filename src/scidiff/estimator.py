@@ -90,9 +90,9 @@ MIN_CELLS_TO_MATCH = 50
 MAX_DEPTH = 10_000_000
 #: cells predicted together: their genes' totals are balanced over all of them
 POPULATION = 2000
-#: gain with which new molecules are dealt. A posterior mean says too little of how genes go together in a cell: of
-#: 1 to 4, on training conditions, the agreement of gene-gene correlations rises to about 2, spread overshoots above
-DEALING_GAIN = 2.0
+#: gain with which new molecules are dealt. A posterior mean says too little of how genes go together in a cell; on
+#: training conditions the agreement of gene-gene correlations rises with the gain, and above this cells spread too far
+DEALING_GAIN = 1.5
 #: fewer cells than this are predicted among reference cells of their context
 MIN_POPULATION = 50
 #: out-of-distribution score from which on a prediction is warned of
@@ -780,9 +780,10 @@ class ScIDiff:
                 effects.append(effect)
                 if on_cells is not None:
                     on_cells(sum(len(done) for done in groups[: i + 1]) + len(parts) * len(sources))
-            parts.append(concat(made, merge="same")[order])
+            whole = concat(made, merge="same")[order].copy()
+            whole.obs_names = [f"{name}-{len(parts)}" if parts else name for name in whole.obs_names]
+            parts.append(whole)
         made = concat(parts, merge="same")
-        made.obs_names_make_unique()
         for name in ("dose", "time"):
             if (column := self.schema.columns.get(name)) in made.obs:
                 made.obs[column] = _as_obs(made.obs[column].astype(object))
@@ -852,7 +853,9 @@ class ScIDiff:
             values = self._counterfactual_expression(logged, table.iloc[rows], after, target, network=network)
             made = AnnData(values, obs=obs, var=var)
         low, high = self.predictor.interval(effect, (spread + _moments(made.X)[1]) / max(len(rows), 2))
-        condition = " ".join(f"{name}={value}" for name, value in {**own, **asked}.items() if not pd.isna(value))
+        condition = " ".join(
+            f"{name}={value}" for name, value in {**own, **asked.dropna()}.items() if not pd.isna(value)
+        )
         columns = {"condition": condition, "gene": self.genes, "effect": effect.mean, "low": low, "high": high}
         return made, pd.DataFrame(columns | {"n": len(rows)})
 
@@ -879,9 +882,8 @@ class ScIDiff:
             target = np.maximum(_moments(log1p_cp10k(part))[0] + effect, 0)
             denoiser, cond = None, None
             if network:
-                labels = self._known_only(after.iloc[rows].reset_index(drop=True))
-                denoiser = Gain(self.posterior, DEALING_GAIN)
-                cond = self.vocabulary.encode(labels, depth=_sums(part) * depth_ratio).to(self.posterior.device)
+                denoiser = _from_cpu(Gain(self.posterior, DEALING_GAIN), self.posterior.device)
+                cond = self._encoded(after.iloc[rows], depth=_sums(part) * depth_ratio).to(self.posterior.device)
             made.append(counterfactual(denoiser, part, target, cond, depth_ratio=depth_ratio, seed=seed)[0])
         return sparse.vstack(made, format="csr")[:n]
 
@@ -892,13 +894,13 @@ class ScIDiff:
         assert self.standardizer is not None
         dense = logged.toarray() if sparse.issparse(logged) else np.asarray(logged, dtype=np.float32)
         if network:
-            conds = [self.vocabulary.encode(self._known_only(t.reset_index(drop=True))) for t in (before, after)]
+            conds = [self._encoded(table) for table in (before, after)]
             levels = self.denoiser.process.levels(20)
             moved = []
             for start in range(0, len(dense), CHUNK):
                 x = torch.from_numpy(self.standardizer.transform(dense[start : start + CHUNK])).to(self.denoiser.device)
                 then, now = (cond[start : start + CHUNK].to(self.denoiser.device) for cond in conds)
-                noise = invert(self.denoiser, x, levels, then)
+                noise = invert(self.denoiser, x, levels.flip(0), then)
                 moved.append(dpmpp_2m(self.denoiser, noise, levels, now).float().cpu().numpy())
             dense = self.standardizer.inverse(np.concatenate(moved))
         return _moved_to(dense, target).astype(np.float32)
@@ -921,6 +923,12 @@ class ScIDiff:
                     told.append(f"{name} {table[name][~fine].iloc[0]!r} ({int((~fine).sum())} cells)")
                 table[name] = table[name].where(fine, None)
         return table
+
+    def _encoded(self, table: pd.DataFrame, *, depth: np.ndarray | None = None) -> Conditions:
+        """Return conditions for the network; what is unknown or far from training was said with the effect."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            return self.vocabulary.encode(self._known_only(table.reset_index(drop=True)), depth=depth)
 
     def _labels(self, adata: AnnData | CellFile, *, use: bool) -> pd.DataFrame:
         """Return the canonical conditions of cells; what is missing from obs or unknown to the model is missing."""
@@ -1255,6 +1263,11 @@ def _rates(expected: np.ndarray, depth: np.ndarray) -> np.ndarray:
     means = expected_log(np.broadcast_to(p, (len(depth), len(p))), depth)
     rates = np.stack([np.interp(row, mean, p) for row, mean in zip(expected, means, strict=True)])
     return (rates / np.maximum(rates.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _from_cpu(denoiser: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
+    """Return the denoiser for cells that are not on its device."""
+    return lambda x, level, cond: denoiser(x.to(device), level.to(device), cond).cpu()
 
 
 def _moved_to(x: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""The denoising benchmark: its numbers are those of the rooms, its verdict is right on planted truth, its page says so."""
+"""The denoising benchmark: numbers are those of the rooms, the verdict is right on planted truth, the page says so."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,8 @@ from scipy import sparse
 
 import scidiff as sd
 from scidiff.benchmarking import denoise as task
-from scidiff.benchmarking.denoise import Diffusion, benchmark_denoising, contrasts, gain, gene_sets, verdict
-from scidiff.benchmarking.denoise_page import coverage_table, score_table
+from scidiff.benchmarking.denoise import Diffusion, benchmark_denoising, contrasts, gain, gene_sets
+from scidiff.benchmarking.denoise_report import coverage_table, score_table, verdict
 from scidiff.cli import main
 from scidiff.data.molecules import split_molecules
 from scidiff.evaluation.denoisers import SQRT, GlobalMean, Neighbours
@@ -39,26 +40,35 @@ def cells(*, differ: bool, seed: int = 0) -> AnnData:
     counts = np.array([rng.multinomial(n, r / r.sum()) for n, r in zip(depth, rate, strict=True)])
     counts[0] = 0
     counts[0, 0] = 1  # a cell whose only molecule is kept or held out
-    return AnnData(
-        sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(N_GENES)])
+    genes = pd.DataFrame(index=[f"G{i}" for i in range(N_GENES)])
+    return AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=genes)
+
+
+def fit_small(adata, schema, config, advance) -> sd.ScIDiff:
+    """As the benchmark trains, with a network for 60 genes."""
+    small = replace(config, steps=min(config.steps, 100), batch_size=32, learning_rate=5e-3)
+    return sd.ScIDiff.fit(adata, schema, width=32, n_blocks=1, denoise_only=True, config=small)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "fit", fit_small)
+        patch.setattr(task, "N_PREDICTIVE", 5)
+        yield
+
+
+def benchmark(adata: AnnData, schema: sd.Schema | None, out, **options):
+    others = [GlobalMean(), Neighbours(SQRT)]
+    return benchmark_denoising(
+        adata, schema, out=out, dataset="planted", splits=1, fast=True, denoisers=others, **options
     )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One run on cells that differ, scored against two baselines."""
-    out = tmp_path_factory.mktemp("runs") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "N_PREDICTIVE", 5)
-        return benchmark_denoising(
-            cells(differ=True),
-            SCHEMA,
-            out=out,
-            dataset="planted",
-            splits=1,
-            fast=True,
-            denoisers=[GlobalMean(), Neighbours(SQRT)],
-        )
+    return benchmark(cells(differ=True), SCHEMA, tmp_path_factory.mktemp("runs") / "out")
 
 
 def value(results, method: str, metric: str) -> float:
@@ -87,9 +97,8 @@ def test_standard_error_of_the_gain_is_that_of_fresh_cells():
     for _ in range(200):
         kind = rng.integers(2, size=80)
         p = np.array([[0.5, 0.3, 0.2], [0.3, 0.3, 0.4]])[kind]
-        held = sparse.csr_matrix(
-            np.array([rng.multinomial(n, q) for n, q in zip(rng.integers(5, 40, 80), p, strict=True)])
-        )
+        counts = [rng.multinomial(n, q) for n, q in zip(rng.integers(5, 40, 80), p, strict=True)]
+        held = sparse.csr_matrix(np.array(counts))
         one = gain(p, sparse.csr_matrix(np.tile([40, 30, 30], (80, 1))), held)
         found.append(one["gain"])
         stated.append(one["gain_se"])
@@ -105,9 +114,7 @@ def test_the_verdict_is_yes_where_cells_differ(run):
 
 def test_the_verdict_is_no_where_cells_are_all_alike(tmp_path):
     """Neither a network nor neighbours find anything: there is nothing."""
-    results = benchmark_denoising(
-        cells(differ=False), out=tmp_path / "out", splits=1, fast=True, denoisers=[GlobalMean(), Neighbours(SQRT)]
-    )
+    results = benchmark(cells(differ=False), None, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert written["denoise"] is False
     assert not any(one["better"] for one in written["by"].values())
@@ -149,16 +156,7 @@ def test_the_best_of_each_score_is_marked(run):
 def test_a_run_goes_on_without_training(run, monkeypatch):
     monkeypatch.setattr(task, "fit", lambda *args: pytest.fail("trained again"))
     before = run.table.copy()
-    again = benchmark_denoising(
-        cells(differ=True),
-        SCHEMA,
-        out=run.folder,
-        dataset="planted",
-        splits=1,
-        fast=True,
-        resume=True,
-        denoisers=[GlobalMean(), Neighbours(SQRT)],
-    )
+    again = benchmark(cells(differ=True), SCHEMA, run.folder, resume=True)
     pd.testing.assert_frame_equal(again.table, before, rtol=1e-4, check_dtype=False)
 
 
@@ -208,7 +206,6 @@ def test_log_expression_cannot_be_judged(tmp_path):
 def test_the_command(tmp_path, capsys, monkeypatch):
     cells(differ=True).write_h5ad(tmp_path / "planted.h5ad")
     monkeypatch.setattr(task, "_quick", lambda: [GlobalMean()])
-    monkeypatch.setattr(task, "N_PREDICTIVE", 2)
     words = ["benchmark", tmp_path / "planted.h5ad", "--task", "denoise", "--out", tmp_path / "out", "--fast", "--json"]
     words += ["--perturbation", "drug", "--control", "DMSO"]
     assert main([str(word) for word in words]) == 0

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from scidiff.sampling.perturb import Allocation, counterfactual, deal, needed, queued
 
-N_CELLS, N_GENES = 500, 60
+N_CELLS, N_GENES = 400, 60
 PLAIN = Allocation(noise=np.inf)
 
 
@@ -19,7 +19,7 @@ def mean_log(counts) -> np.ndarray:
     return np.log1p(1e4 * dense / np.maximum(dense.sum(axis=1, keepdims=True), 1)).mean(axis=0)
 
 
-def population(n: int = N_CELLS, *, depth: float = 1500, effect: float = 0.0, seed: int = 0) -> sparse.csr_matrix:
+def population(n: int = N_CELLS, *, depth: float = 500, effect: float = 0.0, seed: int = 0) -> sparse.csr_matrix:
     """Poisson cells; with an effect every third gene rises, every third falls, by that factor in log rate."""
     rng = np.random.default_rng(seed)
     share = np.exp(np.random.default_rng(99).normal(size=N_GENES))
@@ -35,7 +35,7 @@ def made_of(x, target, *, depth_ratio: float = 1.0, denoiser=None, how: Allocati
 # ---- means and depth -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "ratio"), [(1500, 1.0), (1500, 1.6), (1500, 0.6), (150, 1.0)])
+@pytest.mark.parametrize(("depth", "ratio"), [(500, 1.0), (500, 1.6), (500, 0.6), (3000, 1.0), (100, 1.0)])
 def test_means_and_depth_of_a_population_that_was_truly_perturbed(depth, ratio):
     control, treated = population(depth=depth), population(depth=depth * ratio, effect=0.8, seed=1)
     target = mean_log(treated)
@@ -168,8 +168,8 @@ def responders(x: torch.Tensor, level: torch.Tensor, cond: object) -> torch.Tens
     return logits
 
 
-def answering(share: float, seed: int = 0):
-    """Control cells, every second with a marker (gene 0), and the means after a share answered with genes 1 to 10."""
+def answering():
+    """Control cells, every second with a marker (gene 0); means and depth when these answered with genes 1 to 10."""
     control, treated = population().toarray(), population(seed=1).toarray()
     for counts in (control, treated):
         counts[:, 0] = np.resize([30, 0], N_CELLS)
@@ -179,18 +179,16 @@ def answering(share: float, seed: int = 0):
 
 @pytest.mark.parametrize(("denoiser", "share"), [(responders, 1.0), (None, 0.5)])
 def test_the_network_says_which_cells_answer(denoiser, share):
-    control, target, ratio = answering(share)
+    control, target, ratio = answering()
     made, short = made_of(control, target, denoiser=denoiser, depth_ratio=ratio)
     won = (made - control)[:, 1:11].toarray()
     assert won[::2].sum() / won.sum() == pytest.approx(share, abs=0.05)
     together = np.corrcoef(np.log1p(won).T)[np.triu_indices(10, 1)].mean()
     assert (together > 0.5) == (denoiser is not None)
     np.testing.assert_allclose(mean_log(made)[1:11], target[1:11], atol=0.05)
-    # answers in half of the cells take more molecules to reach the same mean logarithm: the depth says so
-    assert made.sum() / control.sum() / ratio == (
-        pytest.approx(1, abs=0.08) if denoiser else pytest.approx(0.85, abs=0.15)
-    )
-    assert (short < 0.01).all()
+    if denoiser is not None:  # molecules spread more evenly than in truth reach the means with fewer
+        assert made.sum() / control.sum() == pytest.approx(ratio, rel=0.05)
+    assert short.max() < 0.05
 
 
 def test_noise_makes_cells_differ():

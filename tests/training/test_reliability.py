@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from anndata import AnnData
 from scipy import sparse
 
+import scidiff as sd
 from scidiff.data.scaling import fit_pca, log1p_cp10k
 from scidiff.training import reliability as module
 from scidiff.training.reliability import held_out_t, reliability
@@ -71,3 +76,18 @@ def test_t_is_that_of_explicit_regressions():
 def test_few_cells_cannot_say_and_seeds_repeat(trust):
     assert (reliability(cells()[:50], seed=0) == 1).all()
     assert np.array_equal(trust, reliability(cells(), seed=0))
+
+
+def test_a_model_keeps_its_trust_and_draws_with_it(tmp_path):
+    adata = AnnData(cells()[:200])
+    model = sd.ScIDiff.fit(adata, width=16, n_blocks=1, denoise_only=True, config=sd.TrainConfig(steps=5))
+    again = sd.ScIDiff.load(model.save(tmp_path / "model"))
+    assert np.array_equal(model.trust, again.trust)
+    assert np.array_equal(model.trust, reliability(adata.X, seed=0))
+    draws = [one.denoise(adata, draws=1, seed=1).layers["draw_1"] for one in (model, again)]
+    assert (draws[0] != draws[1]).nnz == 0
+    # trusting nothing, what is added has the composition of all cells
+    pooled = np.exp(model.posterior.anchor.base.numpy())
+    none = replace(model, trust=torch.zeros(N_GENES)).denoise(adata, draws=1, depth=5000, seed=1)
+    added = np.asarray((none.layers["draw_1"] - none.layers["counts"]).sum(axis=0)).ravel()
+    assert added / added.sum() == pytest.approx(pooled, rel=0.2, abs=1e-4)

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scidiff.benchmarking.denoise_report import DRAWS, MEAN, OBSERVED, OURS, sentences, verdict, write_page
 from scidiff.benchmarking.results import Results
 from scidiff.data.cells import Cells, read_cells
 from scidiff.data.molecules import split_molecules
@@ -51,13 +52,11 @@ if TYPE_CHECKING:
     from scidiff.estimator import ScIDiff
 
 HELD_OUT = 0.5
-OURS, NOTHING, OBSERVED = "scIDiff", GlobalMean().name, "observed"
-DRAWS, MEAN = f"{OURS}, draws", f"{OURS}, mean"
+NOTHING = GlobalMean().name
 N_DRAWS, N_MATCHINGS = 3, 5  # where genes are tested: shares of genes are averaged over them
 MAX_CALIBRATED, N_PREDICTIVE = 400, 20  # cells, and draws of each
 N_SETS, IN_SETS = 15, 600  # gene sets, made of so many of the most abundant genes
 MIN_GROUP = 30  # cells of a group after matching
-HONEST = 0.07  # false positives at a level of .05 that pass as honest
 
 Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
 
@@ -151,7 +150,6 @@ def benchmark_denoising(
     InputError
         The cells have no counts, or ``out`` cannot be used.
     """
-    from scidiff.benchmarking.denoise_page import sentences, write_page
     from scidiff.estimator import choose_genes
 
     if splits < 1:
@@ -187,36 +185,6 @@ def benchmark_denoising(
         place.write_text(json.dumps(found | {"text": sentences(found)}, indent=1))
     write_page(results, about=_about(cells, schema, splits, seed))
     return results
-
-
-def verdict(table: pd.DataFrame) -> dict[str, Any]:
-    """Return whether to denoise, by any method; and what is gained by scIDiff and by the best other one. JSON values.
-
-    Yes, where held-out molecules are predicted better than by the composition of all cells: the mean over cells of
-    the difference in nats per molecule, cell by cell, is above twice its standard error. Splits share their cells, so
-    the standard error is the mean of theirs.
-
-    Parameters
-    ----------
-    table
-        Rows of a benchmark, see :class:`scidiff.benchmarking.Results`.
-    """
-    rows = table[(table["part"] == "molecules") & table["metric"].isin(["gain", "gain_se"])]
-    means = rows.groupby(["method", "metric"], sort=False)["value"].mean().unstack()
-    if means.empty:
-        return {"denoise": False, "by": {}}
-    found = {
-        str(method): {"gain": float(row["gain"]), "se": float(row["gain_se"]), "better": _better(row)}
-        for method, row in means.sort_values("gain", ascending=False).iterrows()
-    }
-    best = next(iter(found))
-    other = next((name for name in found if name != OURS), None)
-    chosen = {name: found[name] for name in (OURS, other) if name in found}
-    return {"denoise": any(one["better"] for one in found.values()), "best": best, "by": chosen}
-
-
-def _better(row: pd.Series) -> bool:
-    return bool(row["gain"] > 2 * row["gain_se"])
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------

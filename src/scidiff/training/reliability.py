@@ -6,8 +6,8 @@ cell is asked of other cells: state is the cell's principal components without t
 
     z_k = sum_{h != g} V_hk x_h,     x_g ~ b z in some cells,     t = sum x_g b z / sqrt(sum (x_g b z)^2) in others
 
-x and z are residuals on depth. The trust follows as James and Stein's factor (1961), ``1 - 1 / t^2``, and 0 for t below
-1: near 1 for genes that mark a kind of cell.
+x and z are residuals on depth. The trust is ``1 - (2 / t)^2``, James and Stein's factor (1961) for what has to be two
+standard errors before it counts: 0 for t below 2, near 1 for genes that mark a kind of cell.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def reliability(counts: sparse.csr_matrix, *, seed: int) -> np.ndarray:
     for i in range(N_FOLDS):
         pca = fit_pca(x[fold != i], min(N_COMPONENTS, min(x[fold != i].shape) - 1), seed=seed)
         folds.append((off_depth(pca.transform(x)), pca.components_, fold == i))
-    columns, t = x.tocsc(), []
+    columns, t = sparse.csc_matrix(x), []
     for start in range(0, n_genes, CHUNK):
         genes = slice(start, start + CHUNK)
         values = off_depth(columns[:, genes].toarray())
         t.append(held_out_t(values, [(state, axes[:, genes], judged) for state, axes, judged in folds]))
-    return (1 - 1 / np.maximum(np.concatenate(t), 1) ** 2).astype(np.float32)
+    return (1 - (2 / np.maximum(np.concatenate(t), 2)) ** 2).astype(np.float32)
 
 
 def held_out_t(x: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
