@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,7 +261,7 @@ class _Run:
         once("invention", seed, OBSERVED, lambda: _long({OBSERVED: judge(observed)}))
         once("invention", seed, [DRAWS, MEAN], lambda: self._before_after(counts, None, judge, seed=seed))
         for method in others:
-            once("invention", seed, method.name, lambda method=method: other(method))
+            once("invention", seed, method.name, partial(other, method))
 
     def random_label(self, seed: int) -> None:
         """Train with a random label as the condition, and test all genes between its two values."""
@@ -416,7 +417,8 @@ def _about(cells: Cells, schema: Schema, splits: int, seed: int) -> dict[str, An
 def _content(cells: Cells) -> str:
     """Return a hash of the counts and gene names."""
     digest = hashlib.sha256("\n".join(cells.genes).encode())
-    for array in (cells.x.data, cells.x.indices, cells.x.indptr):
+    counts = sparse.csr_matrix(cells.x)
+    for array in (counts.data, counts.indices, counts.indptr):
         digest.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
     return digest.hexdigest()
 

@@ -59,6 +59,13 @@ class Backbone(nn.Module):
         return F.linear(self.gain * self.norm(h), self.genes, self.bias)
 
 
+def has_fast_bf16() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 faster than in single precision."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
+
+
 def read_genes(x: Tensor, genes: Tensor) -> Tensor:
     """Return ``x @ genes``, shape (n_cells, width), for dense or CSR ``x``.
 

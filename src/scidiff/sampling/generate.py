@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from scidiff.conditioning import Conditions
 from scidiff.models.denoiser import Denoiser as TrainedDenoiser
 from scidiff.models.gaussian import GaussianNoise
+from scidiff.models.networks import has_fast_bf16
 from scidiff.sampling.guidance import Gain
 from scidiff.sampling.solvers import Denoiser, ancestral, dpmpp_2m
 
@@ -60,5 +61,6 @@ def generate(
             x = (solver or dpmpp_2m)(guided or denoiser, x, levels, part, generator=generator)
         else:
             levels = process.levels(part.depth, n_steps)
-            x = ancestral(Gain(guided or denoiser, gain), x, levels, part, process=process, generator=generator)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16()):
+                x = ancestral(Gain(guided or denoiser, gain), x, levels, part, process=process, generator=generator)
         on_cells(x.cpu())

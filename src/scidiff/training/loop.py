@@ -27,6 +27,7 @@ from torch import nn
 from scidiff.conditioning import Conditions
 from scidiff.errors import InputError
 from scidiff.models.denoiser import Denoiser
+from scidiff.models.networks import has_fast_bf16
 from scidiff.training.batches import Batches
 from scidiff.training.ema import Average, copy_weights, load_weights
 from scidiff.training.heldout import Judge
@@ -242,9 +243,7 @@ def use_bf16(precision: str) -> bool:
     """Whether to multiply matrices in bfloat16: asked for, or the hardware multiplies it faster than float32."""
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()
+    return has_fast_bf16()
 
 
 def fingerprint(denoiser: Denoiser) -> str:
