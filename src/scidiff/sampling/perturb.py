@@ -14,7 +14,7 @@ counts, and the variance is that of counting. In step 2 gene g has T_g molecules
 Means and depth need not agree: where new molecules fall more evenly than in real cells, or the target is no
 composition, the cells reach it with D times the molecules asked for; and in deep cells any D will nearly do. So both
 give way a little: CP10k refers to the molecules that the cells end up with, D times those asked for, and the target is
-s times that of the closed form in CP10k, with ``log s = -log D``; beyond bounds of D, only s gives way.
+s times that of the closed form in CP10k, with ``log s = -log(D) / 10``; beyond bounds of D, only s gives way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from scidiff.sampling.solvers import Denoiser
 
 PER = 1e4
-GIVE = 1.0  # -log s / log D
+GIVE = 0.1  # -log s / log D
 DEPTHS = (0.5, 2.0)  # bounds of D
 ROUNDS = 12  # of fitting D and s at most ...
 CLOSE = 0.002  # ... until the molecules are those that CP10k refers to, as a share
@@ -53,7 +53,7 @@ class Allocation:
     """
 
     n_steps: int = 4
-    noise: float = 2.0
+    noise: float = math.inf
     surplus: float = 1.5
 
 
