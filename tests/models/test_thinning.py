@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scidiff.errors import InputError
 from scidiff.models.sparse import csr_tensor, depth_of
-from scidiff.models.thinning import Thinning, binomial, draw_molecules
+from scidiff.models.thinning import Thinning, _invert_binomial, binomial, draw_molecules
 from scidiff.sampling.solvers import ancestral
 
 PROCESS = Thinning()
@@ -50,6 +50,14 @@ class TestNoise:
         expected = np.append(expected[often], expected[~often].sum())
         keep = expected > 0
         assert stats.chisquare(observed[keep], expected[keep]).pvalue > 1e-3
+
+    @pytest.mark.parametrize("u", [0.0, 2.0**-24, 0.5, 1 - 2.0**-24])
+    def test_inverted_binomial_stays_in_its_range(self, u):
+        """The rarest uniform numbers meet probabilities that rounding left a little off."""
+        n = torch.arange(2.0, 5.0)[:, None].expand(-1, 2001)
+        p = torch.linspace(0, 1, 2001).expand(3, -1)
+        drawn = _invert_binomial(n, p, torch.full_like(p, u))
+        assert ((drawn >= 0) & (drawn <= n)).all()
 
     def test_binomial_at_the_ends(self):
         x = counts()

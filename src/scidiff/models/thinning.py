@@ -206,4 +206,5 @@ def _invert_binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:
         drawn += u < beyond
         chance = chance * (odds / j) * (n - (j - 1)).clamp_min(0)
         beyond = beyond - chance
+    drawn = torch.minimum(drawn, n)  # rounding may leave a little chance beyond n
     return torch.where(p > 0.5, n - drawn, drawn)
