@@ -1112,7 +1112,7 @@ def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
     """Return the settings of the shorter run that stops where held-out molecules are predicted best."""
     return replace(
         config,
-        steps=max(1, round(0.6 * config.steps_for(n_cells))),
+        steps=max(1, round(0.75 * config.steps_for(n_cells))),
         batch_size=2 * config.batch_size,
         weight_decay=3 * config.weight_decay,
         patience=config.patience or (4 if config.heldout else None),

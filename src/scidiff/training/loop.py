@@ -41,8 +41,8 @@ class TrainConfig:
     Parameters
     ----------
     steps
-        Optimiser steps at most. None: they grow with the square root of the number of cells, 1,000 for 1,275 cells, at
-        least 600 and at most 6,000.
+        Optimiser steps at most. None: they grow with the square root of the number of cells, 730 for 1,330 cells, at
+        least 450 and at most 6,000.
     batch_size
         Cells per step and process.
     learning_rate
@@ -99,7 +99,7 @@ class TrainConfig:
 
     def steps_for(self, n_cells: int) -> int:
         """Return the number of steps for this many training cells."""
-        return self.steps or int(np.clip(28 * n_cells**0.5, 600, 6000))
+        return self.steps or int(np.clip(20 * n_cells**0.5, 450, 6000))
 
 
 @dataclasses.dataclass(frozen=True)
