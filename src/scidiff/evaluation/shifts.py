@@ -18,6 +18,7 @@ that, genes that rise lose their zeros, and where much is cut genes fall by less
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def controls_of(table: pd.DataFrame, asked: pd.Series, schema: Schema) -> np.nda
 
 
 @dataclass(frozen=True, eq=False)
-class Shift:
+class Shift(ABC):
     """A closed-form prediction: fitted once, then asked for one condition at a time."""
 
     training: Responses
@@ -143,9 +144,9 @@ class Shift:
         """Return the method fitted to the training cells, on counts or log1p(CP10k)."""
         return cls(Responses.of(train, schema))
 
+    @abstractmethod
     def effect(self, asked: pd.Series, control: np.ndarray) -> np.ndarray:
         """Return the effect, (n_genes,), of the canonical condition ``asked`` on cells of mean ``control``."""
-        raise NotImplementedError
 
     def predict(self, source: AnnData, condition: Mapping[str, Any]) -> AnnData:
         """Return the cells of ``source`` as they would be under ``condition``: log1p(CP10k) in ``X``, dense.
