@@ -120,7 +120,8 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "kang_generate.csv", index=False, float_format="%.5g")
     means = table.drop(columns="seed").groupby("method", sort=False).mean()
-    text = f"Made by `python benchmarks/kang_generate.py --seeds {args.seeds}` (mean of {args.seeds} seeds).\n\n"
+    command = f"python benchmarks/kang_generate.py --seeds {args.seeds} --steps {' '.join(map(str, args.steps))}"
+    text = f"Made by `{command}` (mean of {args.seeds} seeds).\n\n"
     (args.out / "kang_generate.md").write_text(text + markdown(means))
     print(markdown(means))
 

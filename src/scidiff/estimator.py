@@ -90,8 +90,8 @@ MIN_CELLS_TO_MATCH = 50
 MAX_DEPTH = 10_000_000
 #: cells predicted together: their genes' totals are balanced over all of them
 POPULATION = 2000
-#: gain with which new molecules are dealt. A posterior mean says too little of how genes go together in a cell; on
-#: training conditions the agreement of gene-gene correlations rises with the gain, and above this cells spread too far
+#: gain with which new molecules are dealt: a posterior mean says too little of how genes go together in a cell. Chosen
+#: by hand on held-out cell types of one data set (Kang et al. 2018): larger, cells of strong responders spread too far
 DEALING_GAIN = 1.5
 #: fewer cells than this are predicted among reference cells of their context
 MIN_POPULATION = 50
