@@ -27,7 +27,7 @@ from scipy import sparse
 
 from scidiff.benchmarking.denoise_report import DRAWS, MEAN, OBSERVED, OURS, sentences, verdict, write_page
 from scidiff.benchmarking.results import Results
-from scidiff.data.cells import Cells, read_cells
+from scidiff.data.cells import Cells, choose_genes, read_cells
 from scidiff.data.molecules import split_molecules
 from scidiff.data.scaling import fit_pca, log1p_cp10k
 from scidiff.data.schema import Schema
@@ -151,8 +151,6 @@ def benchmark_denoising(
     InputError
         The cells have no counts, or ``out`` cannot be used.
     """
-    from scidiff.estimator import choose_genes
-
     if splits < 1:
         raise InputError(f"splits={splits}: at least one is needed")
     schema = schema or Schema()

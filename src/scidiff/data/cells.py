@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -328,3 +329,30 @@ def _other_names(want: list[str], have: list[str], var: pd.DataFrame) -> str:
         if matched > max(2 * share, 0.5):
             return f"; {matched:.0%} match var column {column!r}: set adata.var_names from it"
     return ""
+
+
+def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
+    """Return cells with the genes asked for: a list, or the most variable ones of these (training) cells."""
+    if genes is None:
+        return cells
+    if isinstance(genes, Integral):
+        from scidiff.data.scaling import highly_variable_genes, log1p_cp10k
+
+        logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+        places = highly_variable_genes(logged, int(genes))
+    else:
+        index = pd.Index(cells.genes)
+        if len(set(genes)) < len(genes):
+            double = pd.Index(genes)[pd.Index(genes).duplicated()][0]
+            raise InputError(f"gene {double!r} is asked for more than once; name each gene once")
+        if missing := [gene for gene in genes if gene not in index]:
+            raise InputError(
+                f"{len(missing)} of {len(genes)} genes asked for are not in the data, first {missing[0]!r}"
+                f"{closest(missing[0], cells.genes)}"
+            )
+        places = index.get_indexer(list(genes))
+    x = cells.x[:, places]
+    empty = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel() == 0
+    if cells.scale == "counts" and empty.any():
+        raise InputError(f"{int(empty.sum())} cells have no molecule of the {len(places)} genes chosen; choose more")
+    return Cells(x=x, genes=[cells.genes[i] for i in places], conditions=cells.conditions, scale=cells.scale)

@@ -164,3 +164,8 @@ def fit_pca(x: Matrix, n: int, *, seed: int = 0):
     from sklearn.decomposition import PCA
 
     return PCA(n_components=n, svd_solver="arpack", random_state=seed).fit(x)
+
+
+def row_sums(x: Matrix) -> np.ndarray:
+    """Return the sum of every row, of counts the molecules of every cell, shape (n_cells,), float64."""
+    return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()

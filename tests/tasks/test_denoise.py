@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse, stats
 
 import scidiff as sd
-from scidiff.estimator import SIGMAS
+from scidiff.tasks.denoise import SIGMAS
 
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
 N_GENES = 30

@@ -1,0 +1,234 @@
+"""Training from cells to a model: check the cells, learn what is in closed form, train the networks, calibrate.
+
+Counts are learned twice by networks of one shape: weights for posterior means, stopped where held-out molecules are
+predicted best, and weights to sample with, trained until generated cells vary as real ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scidiff._version import __version__
+from scidiff.conditioning import Conditions, Vocabulary
+from scidiff.data.cells import Cells, choose_genes, read_cells
+from scidiff.data.molecules import split_molecules
+from scidiff.data.population import Population
+from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
+from scidiff.data.schema import Schema
+from scidiff.errors import InputError, closest
+from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, untrained
+from scidiff.models.anchor import Anchor
+from scidiff.predictor import Predictor
+from scidiff.tasks.denoise import matched_sigma
+from scidiff.tasks.generate import calibrated_gain
+from scidiff.training import (
+    CountBatches,
+    ExpressionBatches,
+    HeldOutCells,
+    HeldOutMolecules,
+    Subset,
+    TrainConfig,
+    train,
+)
+from scidiff.training.batches import Batches
+from scidiff.training.heldout import Judge
+from scidiff.training.loop import Progress
+from scidiff.training.reliability import reliability
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Model = TypeVar("Model", bound=TrainedModel)
+
+#: held-out cells with fewer of which the level of Gaussian noise is matched on training cells
+MIN_CELLS_TO_MATCH = 50
+
+
+def fit(
+    kind: type[Model],
+    adata: AnnData,
+    schema: Schema | None = None,
+    *,
+    noise: str | None = None,
+    genes: Sequence[str] | int | None = None,
+    layer: str | None = None,
+    features: pd.DataFrame | None = None,
+    width: int = 384,
+    n_blocks: int = 3,
+    config: TrainConfig | None = None,
+    denoise_only: bool = False,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Model:
+    """Return a trained model, an object of class ``kind``; see :meth:`scidiff.ScIDiff.fit`."""
+    schema = schema or Schema()
+    schema.validate(adata)
+    config = config or TrainConfig()
+    config = config if seed is None else replace(config, seed=seed)
+    cells = read_cells(adata, schema, layer=layer)
+    cells = choose_genes(cells, genes)
+    noise = noise or ("thinning" if cells.scale == "counts" else "gaussian")
+    if noise not in PROCESSES:
+        raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
+    if noise == "thinning" and cells.scale != "counts":
+        raise InputError("thinning needs raw counts; put them in layers['counts'], or use noise='gaussian'")
+    if denoise_only and noise == "gaussian":
+        raise InputError("denoise_only= is for thinning; with Gaussian noise one training serves all requests")
+
+    depth = row_sums(cells.x) if cells.scale == "counts" else None
+    vocabulary, described = _learn(cells, schema, depth, features)
+    cond = vocabulary.encode(cells.conditions, depth=depth)
+    control = schema.is_control(cells.conditions)
+    task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
+    size = {"width": width, "n_blocks": n_blocks}
+    denoiser = untrained(PROCESSES[noise](), task.anchor, vocabulary, described, seed=config.seed, **size)
+    stages = {"sample": (denoiser, task.judge, config)}
+    if noise == "thinning":
+        posterior = untrained(TO_DENOISE, task.anchor, vocabulary, described, seed=config.seed, **size)
+        first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
+        stages = first if denoise_only else first | stages
+        denoiser = posterior if denoise_only else denoiser
+    lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
+    histories: dict[str, pd.DataFrame] = {}
+    for i, (stage, (network, judge, settings)) in enumerate(stages.items()):
+        histories[stage] = train(
+            network,
+            task.batches,
+            task.cond,
+            config=settings,
+            judge=judge,
+            checkpoint=None if checkpoint is None else Path(checkpoint) / stage,
+            on_step=None if on_step is None else _counted(on_step, before=sum(lengths[:i]), total=sum(lengths)),
+        )
+    model = kind(
+        denoiser=denoiser,
+        posterior=posterior if noise == "thinning" else denoiser,
+        vocabulary=vocabulary,
+        genes=cells.genes,
+        scale=cells.scale,
+        standardizer=task.standardizer,
+        population=Population.of(cells.conditions, depth),
+        predictor=Predictor.fit(
+            cells.x,
+            cells.conditions,
+            schema,
+            counts=cells.scale == "counts",
+            features=features,
+            seed=config.seed,
+        ),
+        trust=torch.from_numpy(reliability(cells.x, seed=config.seed)) if noise == "thinning" else None,
+        history=pd.concat([history.assign(stage=stage) for stage, history in histories.items()], ignore_index=True),
+        settings={
+            "version": __version__,
+            "noise": noise,
+            "width": width,
+            "n_blocks": n_blocks,
+            "n_features": 0 if described is None else described.shape[1],
+            "n_cells": cells.x.shape[0],
+            "gain": 1.0,
+            "process": asdict(denoiser.process),
+            "training": asdict(config),
+        },
+    )
+    if noise == "gaussian":
+        rows = slice(500) if len(task.unseen) < MIN_CELLS_TO_MATCH else task.unseen
+        matched = matched_sigma(model, cells.x[rows], cond[rows], seed=config.seed)
+        return replace(model, settings=model.settings | matched)
+    if denoise_only:
+        return model
+    gain = calibrated_gain(model, cells, seed=config.seed)
+    return replace(model, settings=model.settings | {"gain": gain})
+
+
+# ---- what the networks learn from ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a noise process is trained on, what judges it, where it starts, and the cells that it does not see."""
+
+    batches: Batches
+    cond: Conditions
+    judge: Judge | None
+    anchor: Anchor
+    standardizer: Standardizer | None = None
+    posterior_judge: Judge | None = None
+    unseen: np.ndarray | tuple[()] = ()
+
+
+def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+    """Thinning: a share of the molecules of every cell is held out."""
+    kept, held = split_molecules(cells.x, held_out=config.heldout, seed=config.seed)
+    batches = CountBatches(kept)
+    anchor = Anchor.fit(kept, cond, control=control, counts=True)
+    if not held.nnz:
+        return _Task(batches, cond, None, anchor)
+    judges = [
+        HeldOutMolecules(batches, cond, CountBatches(held), seed=config.seed, noisy=noisy) for noisy in (True, False)
+    ]
+    return _Task(batches, cond, judges[0], anchor, posterior_judge=judges[1])
+
+
+def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+    """Gaussian noise: standardised log expression, a share of the cells is held out."""
+    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    anchor = Anchor.fit(logged, cond, control=control, counts=False)
+    # the network works around the anchor: there, not around the overall mean, genes shall have unit variance
+    overall, around = Standardizer.fit(logged), anchor.residual_sd(logged, cond)
+    standardizer = Standardizer(mean=overall.mean, sd=np.where(around > 1e-3 * overall.sd, around, overall.sd))
+    everything = ExpressionBatches(logged, standardizer)
+    order = np.random.default_rng(config.seed).permutation(len(everything))
+    fit, held = np.split(order, [len(order) - int(config.heldout * len(order))])
+    return _Task(
+        batches=Subset(everything, fit),
+        cond=cond[torch.from_numpy(fit)],
+        judge=HeldOutCells(everything, cond, held, seed=config.seed) if len(held) else None,
+        anchor=anchor.standardised(standardizer.mean, standardizer.sd),
+        standardizer=standardizer,
+        unseen=held,
+    )
+
+
+def _learn(
+    cells: Cells, schema: Schema, depth: np.ndarray | None, features: pd.DataFrame | None
+) -> tuple[Vocabulary, torch.Tensor | None]:
+    """Vocabulary, and features of the parts in its order, standardised."""
+    extra = () if features is None else tuple(map(str, features.index))
+    vocabulary = Vocabulary.learn(cells.conditions, schema, depth=depth, extra_parts=extra)
+    if features is None:
+        return vocabulary, None
+    if missing := [part for part in vocabulary.parts if part not in set(extra)]:
+        raise InputError(f"features have no row for perturbation {missing[0]!r}{closest(missing[0], extra)}")
+    values = features.set_axis(list(extra)).loc[list(vocabulary.parts)].to_numpy(np.float32)
+    if not np.isfinite(values).all():
+        raise InputError("features have missing or infinite values")
+    sd = values.std(axis=0)
+    scaled = (values - values.mean(axis=0)) / np.where(sd > 0, sd, 1)
+    return vocabulary, torch.from_numpy(scaled / np.sqrt(values.shape[1]))
+
+
+# ---- how long --------------------------------------------------------------------------------------------------------
+
+
+def _counted(on_step: Callable[[Progress], None], *, before: int, total: int) -> Callable[[Progress], None]:
+    """Count the steps of one stage among those of all."""
+    return lambda at: on_step(replace(at, step=before + at.step, steps=total))
+
+
+def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
+    """Return the settings of the shorter run that stops where held-out molecules are predicted best."""
+    return replace(
+        config,
+        steps=max(1, round(0.75 * config.steps_for(n_cells))),
+        batch_size=2 * config.batch_size,
+        weight_decay=3 * config.weight_decay,
+        patience=config.patience or (4 if config.heldout else None),
+    )
