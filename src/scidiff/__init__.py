@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from scidiff.data.schema import Schema
     from scidiff.errors import DataWarning, InputError
     from scidiff.estimator import ScIDiff
+    from scidiff.phenotype import Phenotype
     from scidiff.training.loop import TrainConfig
 
 __all__ = [
     "DataWarning",
     "InputError",
+    "Phenotype",
     "ScIDiff",
     "Schema",
     "TrainConfig",
@@ -35,6 +37,7 @@ def __getattr__(name: str) -> Any:
     homes = {
         "DataWarning": "scidiff.errors",
         "InputError": "scidiff.errors",
+        "Phenotype": "scidiff.phenotype",
         "ScIDiff": "scidiff.estimator",
         "Schema": "scidiff.data.schema",
         "TrainConfig": "scidiff.training.loop",

@@ -362,6 +362,132 @@ def predict(
 
 
 @app.command()
+def design(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    up: Annotated[
+        list[str] | None,
+        typer.Option(help="What shall be up: GENE, GENE=2.5 (mean log1p CP10k), GENE>2.5 (every cell), SET, TF:NAME."),
+    ] = None,
+    down: Annotated[list[str] | None, typer.Option(help="What shall be down, written in the same way.")] = None,
+    phenotype: Annotated[Path | None, typer.Option(help="A YAML file with keys up, down, clamp, sets, ...")] = None,
+    sets: Annotated[Path | None, typer.Option(help="Gene sets (.gmt) that --up and --down may name.")] = None,
+    network: Annotated[
+        Path | None, typer.Option(help="Table with columns source, target, weight, for TF:NAME in --up and --down.")
+    ] = None,
+    signature: Annotated[Path | None, typer.Option(help="Table gene, change: cells shall move along it.")] = None,
+    clamp: Annotated[list[str] | None, typer.Option(help="GENE=LEVEL that every cell shall have exactly.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Number of cells.")] = 500,
+    condition: Annotated[list[str] | None, typer.Option(help="The context: cell_type=CD8 T.")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="Cells to change, an h5ad file.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Which cells of --from: name=value,...")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of their molecules to begin with; by default all that can stay.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    layer: Layer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write cells that have a phenotype and are otherwise like real ones: --up IL2RA --down LAG3,TIGIT."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_file_place(out, ".h5ad", inputs=[path for path in (start, phenotype) if path])
+        from scidiff.data import parse_condition
+        from scidiff.estimator import ScIDiff
+        from scidiff.phenotype import asked_phenotype
+
+        wanted = asked_phenotype(
+            up=up, down=down, clamp=clamp, file=phenotype, sets=sets, network=network, signature=signature
+        )
+        if where and start is None:
+            raise InputError("--where chooses among the cells of --from; give that file too")
+        trained = ScIDiff.load(model)
+        source = None if start is None else read_h5ad(start)
+        if source is not None and (chosen := parse_condition(where, schema=trained.schema, columns=source.obs.columns)):
+            source = source[trained.schema.select(source, chosen)]
+        with talk.progress("designing") as advance:
+            cells = trained.design(
+                wanted,
+                n,
+                parse_condition(condition, schema=trained.schema),
+                cells=source,
+                keep=keep,
+                n_steps=steps,
+                layer=layer,
+                seed=seed,
+                on_cells=lambda done: advance(done, n if source is None else source.n_obs),
+            )
+        with whole_file(out) as part:
+            cells.write_h5ad(part, compression="gzip")
+        told = cells.uns["scidiff"]
+        levels, real = told["levels"], told["realism"]
+        talk.result(
+            {"cells": str(out), "n_cells": cells.n_obs, "verdict": told["verdict"], "text": told["text"], "seed": seed}
+            | {"levels": levels.reset_index().to_dict("records"), "realism": real, "strength": told["strength"]},
+            f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
+            *told["text"],
+            *(
+                f"{name}: {row['designed']:.2f} reached, {row['wanted']:.2f} wanted, "
+                f"{row['typical real cells']:.2f} typical ({row['scale']})"
+                for name, row in levels.iterrows()
+            ),
+            f"distance to real cells {real['distance']:.2f} (1: as real ones), novel {real['novelty']:.0%} (real: 5%)",
+        )
+
+
+@app.command()
+def attribute(
+    model: Model,
+    cells: Annotated[
+        Path | None, typer.Argument(help="Cells that show the phenotype, an h5ad file.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File for the ranking (.csv).")] = Path("ranking.csv"),
+    reference: Annotated[
+        Path | None, typer.Option(help="Cells to compare with; by default control cells that the model keeps.")
+    ] = None,
+    up: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go up, A,B.")] = None,
+    down: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go down.")] = None,
+    effect: Annotated[Path | None, typer.Option(help="Instead of cells: a table gene, change of log1p CP10k.")] = None,
+    network: Annotated[Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...")] = None,
+    signatures: Annotated[Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Rank what would undo the phenotype.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Rank pairs of perturbations.")] = False,
+    layer: Layer = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Rank the perturbations, regulators and drugs that would cause a phenotype."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        files = [path for path in (cells, reference, effect, network, signatures) if path]
+        check_file_place(out, ".csv", inputs=files)
+        from scidiff.estimator import ScIDiff
+        from scidiff.integration import read_network, read_signatures
+        from scidiff.phenotype import listed, read_signature
+
+        table = ScIDiff.load(model).attribute(
+            None if cells is None else read_h5ad(cells),
+            reference=None if reference is None else read_h5ad(reference),
+            up=listed(up or []),
+            down=listed(down or []),
+            effect=None if effect is None else read_signature(effect),
+            network=None if network is None else read_network(network),
+            signatures=None if signatures is None else read_signatures(signatures),
+            direction="reverse" if reverse else "mimic",
+            pairs=pairs,
+            layer=layer,
+        )
+        with whole_file(out) as part:
+            table.to_csv(part, index=False, float_format="%.6g")
+        best = table.groupby("kind", sort=False).head(5)
+        talk.result(
+            {"table": str(out), "best": _records(best[["kind", "name", "rank"]])},
+            *(f"{kind}: {', '.join(map(str, rows['name']))}" for kind, rows in best.groupby("kind", sort=False)),
+            f"{len(table)} candidates written to {out}",
+        )
+
+
+@app.command()
 def evaluate(
     generated: Annotated[Path, typer.Argument(help="Cells of a model, an h5ad file.", show_default=False)],
     real: Annotated[Path, typer.Argument(help="Real cells it has not seen, an h5ad file.", show_default=False)],
@@ -397,9 +523,14 @@ def evaluate(
 def benchmark(
     data: Data,
     task: Annotated[
-        str, typer.Option(help="denoise: shall these cells be denoised, and with what?", show_default=False)
+        str,
+        typer.Option(
+            help="denoise: shall these cells be denoised, and with what? predict: who predicts perturbed cells best? "
+            "design: do cells designed from a few genes follow biology?",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for table and report.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder for table and report.", show_default=False)] = None,
     perturbation: Perturbation = None,
     control: Control = None,
     context: Context = None,
@@ -408,9 +539,30 @@ def benchmark(
     batch: Batch = None,
     genes: Annotated[str, typer.Option(help="File of gene names, or a number of most variable ones.")] = "2000",
     layer: Layer = None,
-    splits: Annotated[int, typer.Option(min=1, help="Random splits to average over.")] = 3,
+    splits: Annotated[
+        int | None, typer.Option(min=1, help="denoise: random splits to average over.  [default: 3]")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="predict: what to hold out: cell_type=B, or context=each, batch=each, combination=each, ..."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="predict, design: halvings of the cells, each with its training.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="predict: table, a row per perturbation, a column per feature.")
+    ] = None,
+    states: Annotated[
+        int | None, typer.Option(min=2, help="predict: look for at most so many cell states, as a context.")
+    ] = None,
+    predicted: Annotated[
+        list[str] | None, typer.Option(help="predict: NAME=FILE, cells another tool made of an export; repeat.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="predict: write what is held out of what, for other tools, and stop.")
+    ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="A first impression: few cells, one split, short training.")
+        bool, typer.Option("--fast", help="A first impression: few cells and short training, or none.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     seed: Seed = 0,
@@ -419,28 +571,51 @@ def benchmark(
 ) -> None:
     """Compare methods on the cells of an h5ad file; write results.csv, verdict.json and report.html."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
-        from scidiff.benchmarking import TASKS
+        from scidiff.benchmarking import TASKS, export_splits
 
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}{closest(task, TASKS)}")
-        asked_genes = read_genes(genes)
+        own: dict[str, dict[str, Any]] = {
+            "denoise": {"splits": splits},
+            "predict": {
+                "split": split,
+                "seeds": seeds,
+                "features": None if features is None else read_table(features),
+                "states": states,
+                "predicted": None if not predicted else dict(_named_cells(text) for text in predicted),
+            },
+            "design": {"seeds": seeds},
+        }
+        for other, options in own.items():
+            given = [name for name, value in options.items() if value is not None and name not in own[task]]
+            if given:
+                raise InputError(f"--{given[0]} belongs to --task {other}")
+        asked = {name: value for name, value in own[task].items() if value is not None}
+        asked |= {"genes": read_genes(genes), "layer": layer, "seed": seed}
         from scidiff.data import Schema
 
         schema = Schema(
             perturbation=perturbation, control=control, context=context or (), dose=dose, time=time, batch=batch
         )
+        if export is not None:
+            if task != "predict":
+                raise InputError("--export belongs to --task predict")
+            known = {name: asked[name] for name in ("split", "seeds", "genes", "layer", "seed") if name in asked}
+            with writing(export):
+                places = export_splits(read_h5ad(data), schema, folder=export, **known)
+            talk.result({"folders": list(map(str, places))}, *map(str, places))
+            return
+        if out is None:
+            raise InputError("name a folder for the results with --out")
         results = TASKS[task](
             read_h5ad(data),
             schema,
             out=out,
             dataset=data.stem,
-            genes=asked_genes,
-            layer=layer,
-            splits=splits,
             fast=fast,
             resume=resume,
-            seed=seed,
             progress=talk.progress,
+            **asked,
         )
         found = json.loads((out / "verdict.json").read_text())
         talk.result(
@@ -612,6 +787,14 @@ def _strongest(effects: pd.DataFrame, n: int = 5) -> dict[str, list[str]]:
         rows = rows.loc[rows["effect"].abs().nlargest(n).index]
         out[label] = [f"{r.gene} {r.effect:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in rows.itertuples()]
     return out
+
+
+def _named_cells(text: str) -> tuple[str, AnnData]:
+    """The name and the cells of NAME=FILE."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise InputError(f"cannot read {text!r}: write NAME=FILE, as in scGen=scgen.h5ad")
+    return name, read_h5ad(Path(path))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

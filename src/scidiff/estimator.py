@@ -21,8 +21,10 @@ import torch
 
 from scidiff import fitting
 from scidiff.data.schema import Schema
+from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel
-from scidiff.tasks import denoise, generate, predict
+from scidiff.phenotype import Phenotype
+from scidiff.tasks import attribute, denoise, design, generate, predict
 from scidiff.training import TrainConfig
 from scidiff.training.loop import Progress
 
@@ -308,3 +310,144 @@ class ScIDiff(TrainedModel):
             The condition was measured in training, it lies outside what was measured, or little is known of its effect.
         """
         return predict.predict(self, adata, condition, network=network, layer=layer, seed=seed, on_cells=on_cells)
+
+    def design(
+        self,
+        phenotype: Phenotype,
+        n: int = 500,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        cells: AnnData | None = None,
+        keep: float | None = None,
+        depth: float | np.ndarray | None = None,
+        guidance: float | Mapping[str, float] = 1.0,
+        n_steps: int = 20,
+        layer: str | None = None,
+        seed: int = 0,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return cells that have a phenotype, and are otherwise what the model takes for real cells of a context.
+
+        Integer counts in ``layers["counts"]`` (csr) and log1p(CP10k) in ``X``. ``uns["scidiff"]`` says how far real
+        cells have the phenotype (``verdict``: seen in this context, seen in other contexts only, not seen; ``text``:
+        what follows), what was reached (``levels``: one row per wish, beside typical and the best real cells), and how
+        real the cells are (``realism``, of :func:`scidiff.evaluation.realism.realism`).
+
+        Where real cells of the context have the phenotype, sampling is steered towards it, with the least strength that
+        reaches it. Where only cells of other contexts have it, what else is different in those is carried over in
+        closed form, as for a perturbation, and the network deals the molecules.
+
+        Parameters
+        ----------
+        phenotype
+            What the cells shall look like.
+        n
+            Number of cells; with ``cells``, one for each.
+        condition
+            The context, such as ``{"cell_type": "CD8 T"}``. What is not said is left to the phenotype, not drawn.
+        cells
+            Cells to change, instead of cells from nothing. They keep all molecules that can stay.
+        keep
+            Instead: the share of molecules of ``cells`` to begin with; the others are sampled anew. With more than
+            about .3 a cell keeps its old state.
+        depth
+            Molecules per cell: one number, or one per cell. Default: drawn as in training, or those of ``cells``.
+        guidance
+            Weight of classifier-free guidance, one or per attribute.
+        n_steps
+            Steps of the sampler.
+        layer
+            Layer of ``cells`` with the counts; by default they are looked for.
+        seed
+            Makes the cells reproducible.
+        on_cells
+            Called with the number of cells made so far, once the strength is known.
+
+        Raises
+        ------
+        InputError
+            A gene of the phenotype is unknown (the nearest is named), the context is, or a number is out of range.
+
+        Warns
+        -----
+        DataWarning
+            Nobody has the phenotype, it was not reached, or the cells left what the model knows.
+        """
+        return design.design(
+            self,
+            phenotype,
+            n,
+            condition,
+            cells=cells,
+            keep=keep,
+            depth=depth,
+            guidance=guidance,
+            n_steps=n_steps,
+            layer=layer,
+            seed=seed,
+            on_cells=on_cells,
+        )
+
+    def attribute(
+        self,
+        cells: AnnData | None = None,
+        *,
+        reference: AnnData | None = None,
+        up: Sequence[str] = (),
+        down: Sequence[str] = (),
+        effect: Mapping[str, float] | pd.Series | None = None,
+        network: pd.DataFrame | None = None,
+        signatures: Signatures | None = None,
+        direction: str = "mimic",
+        pairs: bool = False,
+        layer: str | None = None,
+    ) -> pd.DataFrame:
+        """Return which perturbations, regulators and drugs would cause a phenotype, the best of each kind first.
+
+        One row per candidate: ``kind`` (perturbation, tf, drug), ``name``, ``rank`` within its kind, a column per
+        score, ``p_value``, ``fdr``, ``leading_genes`` and ``source``. Perturbations are those of training (each dose on
+        its own, written ``A @ 10``): ``posterior``, calibrated on the training cells, of the one behind the population
+        (empirical-Bayes linear discriminant analysis, column ``lda``), and the ``cosine`` of effects beside it. A
+        posterior only compares what was in training: something must come first. Regulators and drugs as
+        :func:`scidiff.integration.rank_regulators` and :func:`scidiff.integration.rank_drugs` rank them.
+
+        Parameters
+        ----------
+        cells
+            Cells that show the phenotype: designed, predicted or observed. Genes that were steered in designed cells
+            are no evidence for regulators and drugs.
+        reference
+            Cells whose control cells of the same contexts the phenotype is compared with; default: the model's own.
+        up, down
+            Instead of cells: only the names of genes.
+        effect
+            Instead of cells: gene -> change of mean log1p(CP10k).
+        network
+            Regulators and their targets, from :func:`scidiff.integration.read_network`.
+        signatures
+            Signatures of drugs, from :func:`scidiff.integration.read_signatures`.
+        direction
+            "mimic": what would cause the phenotype; "reverse": what would undo it.
+        pairs
+            Rank pairs of perturbations, their effects added.
+        layer
+            Layer with the expression; by default counts are looked for.
+
+        Raises
+        ------
+        InputError
+            Nothing, or more than one thing, is asked about; there is nothing to rank, or nothing to compare with.
+        """
+        return attribute.attribute(
+            self,
+            cells,
+            reference=reference,
+            up=up,
+            down=down,
+            effect=effect,
+            network=network,
+            signatures=signatures,
+            direction=direction,
+            pairs=pairs,
+            layer=layer,
+        )

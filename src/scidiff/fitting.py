@@ -20,10 +20,12 @@ from scidiff.conditioning import Conditions, Vocabulary
 from scidiff.data.cells import Cells, choose_genes, read_cells
 from scidiff.data.molecules import split_molecules
 from scidiff.data.population import Population
+from scidiff.data.reference import Reference
 from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError, closest
-from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, untrained
+from scidiff.integration.attribution import Library
+from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, unanchored, untrained
 from scidiff.models.anchor import Anchor
 from scidiff.predictor import Predictor
 from scidiff.tasks.denoise import matched_sigma
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=TrainedModel)
 
+#: what the library calls control cells, and what stands between a perturbation and its dose
+CONTROL, DOSE = "control", " @ "
 #: held-out cells with fewer of which the level of Gaussian noise is matched on training cells
 MIN_CELLS_TO_MATCH = 50
 
@@ -88,6 +92,9 @@ def fit(
     cond = vocabulary.encode(cells.conditions, depth=depth)
     control = schema.is_control(cells.conditions)
     task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
+    predictor = Predictor.fit(
+        cells.x, cells.conditions, schema, counts=cells.scale == "counts", features=features, seed=config.seed
+    )
     size = {"width": width, "n_blocks": n_blocks}
     denoiser = untrained(PROCESSES[noise](), task.anchor, vocabulary, described, seed=config.seed, **size)
     stages = {"sample": (denoiser, task.judge, config)}
@@ -96,6 +103,10 @@ def fit(
         first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
         stages = first if denoise_only else first | stages
         denoiser = posterior if denoise_only else denoiser
+    opinion = None
+    if noise == "thinning" and predictor is not None and predictor.effects.process.measured.has_gaps:
+        opinion = unanchored(task.anchor, vocabulary, described, seed=config.seed)
+        stages["opinion"] = (opinion, None, _to_second(config, len(task.batches)))
     lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
     histories: dict[str, pd.DataFrame] = {}
     for i, (stage, (network, judge, settings)) in enumerate(stages.items()):
@@ -116,14 +127,10 @@ def fit(
         scale=cells.scale,
         standardizer=task.standardizer,
         population=Population.of(cells.conditions, depth),
-        predictor=Predictor.fit(
-            cells.x,
-            cells.conditions,
-            schema,
-            counts=cells.scale == "counts",
-            features=features,
-            seed=config.seed,
-        ),
+        predictor=predictor,
+        opinion=opinion,
+        library=None if denoise_only else _library(cells, schema, seed=config.seed),
+        reference=Reference.of(cells.x, cells.conditions, seed=config.seed),
         trust=torch.from_numpy(reliability(cells.x, seed=config.seed)) if noise == "thinning" else None,
         history=pd.concat([history.assign(stage=stage) for stage, history in histories.items()], ignore_index=True),
         settings={
@@ -215,6 +222,41 @@ def _learn(
     return vocabulary, torch.from_numpy(scaled / np.sqrt(values.shape[1]))
 
 
+def _library(cells: Cells, schema: Schema, *, seed: int) -> Library | None:
+    """Return the conditions that attribution can name: perturbations, each dose on its own; None if there are none."""
+    table = cells.conditions
+    if schema.perturbation is None or not (control := schema.is_control(table)).any():
+        return None
+    known = table["perturbation"].notna().to_numpy()
+    names = table["perturbation"].astype(str)
+    if "dose" in table:
+        told = table["dose"].notna() & known & ~control
+        treated = table.loc[told, ["perturbation", "dose"]].drop_duplicates()
+        dosed = {
+            (name, dose): (schema.combination_sep or "").join(
+                f"{part}{DOSE}{amount:g}"
+                for part, amount in zip(schema.parts(name), schema.dose_parts(dose), strict=True)
+            )
+            for name, dose in treated.itertuples(index=False)
+        }
+        names[told] = [dosed[pair] for pair in zip(table["perturbation"][told], table["dose"][told], strict=True)]
+    names = names.where(~control, CONTROL)
+    if names[known & ~control].nunique() < 1:
+        return None
+    batch = table[[name for name in (*schema.context, "batch") if name in table]].astype(str).agg("|".join, axis=1)
+    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    library = Library.of(
+        logged[known],
+        list(names[known]),
+        control=CONTROL,
+        genes=cells.genes,
+        batch=list(batch[known]) if table.shape[1] > 1 else None,
+        separator=schema.combination_sep,
+        seed=seed,
+    )
+    return Library.from_arrays(*library.to_arrays())  # as precise as it is kept
+
+
 # ---- how long --------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +271,12 @@ def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
         config,
         steps=max(1, round(0.75 * config.steps_for(n_cells))),
         batch_size=2 * config.batch_size,
-        weight_decay=3 * config.weight_decay,
+        weight_decay=9 * config.weight_decay,
         patience=config.patience or (4 if config.heldout else None),
     )
+
+
+def _to_second(config: TrainConfig, n_cells: int) -> TrainConfig:
+    """Return the settings of the short run for a second opinion: longer, it learns the training contexts by heart."""
+    steps = max(1, round(0.5 * config.steps_for(n_cells)))
+    return replace(config, steps=steps, ema=min(config.ema, 0.99), patience=None)

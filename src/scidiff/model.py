@@ -21,9 +21,11 @@ from scidiff._version import __version__
 from scidiff.conditioning import ConditionEncoder, Conditions, Vocabulary
 from scidiff.data.cells import listing
 from scidiff.data.population import Population
+from scidiff.data.reference import Reference
 from scidiff.data.scaling import Standardizer
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError
+from scidiff.integration.attribution import Library
 from scidiff.models.anchor import Anchor
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.gaussian import GaussianNoise
@@ -40,9 +42,20 @@ if TYPE_CHECKING:
 PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
 
 #: thinning as it is learned for denoising: cells that lost about half of their molecules, the deep ones speaking louder
-TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5)
+TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5, own_counts=True)
 
-NEEDED = ("settings", "scale", "vocabulary", "population", "factors", "predictor", "history", "genes")
+NEEDED = (
+    "settings",
+    "scale",
+    "vocabulary",
+    "population",
+    "factors",
+    "predictor",
+    "library",
+    "reference",
+    "history",
+    "genes",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +82,11 @@ class TrainedModel:
         Frequencies and depths of the training conditions.
     predictor
         Effects of perturbations in closed form; None without a perturbation and control cells.
+    library
+        Means of the training conditions, for naming the one behind a population; None without perturbed cells and
+        controls.
+    reference
+        Some of the training cells, that what is designed is compared with.
     trust
         For draws: how far the other genes of a cell foretell each gene, from 0 to 1, shape (n_genes,); None: fully.
     history
@@ -76,6 +94,9 @@ class TrainedModel:
         the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell).
     settings
         How the model was made, JSON values.
+    opinion
+        A small network that knows nothing of the closed form and is asked beside it what a perturbation does; None
+        where every perturbation was measured in every context.
     """
 
     denoiser: Denoiser
@@ -86,9 +107,12 @@ class TrainedModel:
     standardizer: Standardizer | None
     population: Population
     predictor: Predictor | None
+    library: Library | None
+    reference: Reference
     trust: torch.Tensor | None
     history: pd.DataFrame
     settings: dict[str, Any]
+    opinion: Denoiser | None = None
 
     @property
     def schema(self) -> Schema:
@@ -113,12 +137,20 @@ class TrainedModel:
         tensors = {f"denoiser/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         if self.posterior is not self.denoiser:  # its anchor and features are those of the other
             tensors |= {f"posterior/{name}": weight.detach() for name, weight in self.posterior.named_parameters()}
+        if self.opinion is not None:
+            tensors |= {f"opinion/{name}": weight.detach() for name, weight in self.opinion.named_parameters()}
         if self.standardizer is not None:
             tensors |= {f"standardizer/{k}": torch.from_numpy(v) for k, v in self.standardizer.to_arrays().items()}
         if self.population.log_depth is not None:
             tensors["population/log_depth"] = torch.from_numpy(self.population.log_depth)
         if self.trust is not None:
             tensors["trust"] = self.trust
+        arrays, reference = self.reference.to_arrays()
+        tensors |= {f"reference/{k}": torch.from_numpy(v) for k, v in arrays.items()}
+        library = None
+        if self.library is not None:
+            arrays, library = self.library.to_arrays()
+            tensors |= {f"library/{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
         predictor = None
         if self.predictor is not None:
             arrays, predictor = self.predictor.to_arrays()
@@ -130,6 +162,8 @@ class TrainedModel:
             "population": self.population.to_dict(),
             "factors": [factor.attributes for factor in self.denoiser.anchor.factors],
             "predictor": predictor,
+            "library": library,
+            "reference": reference,
             "history": self.history.to_dict("records"),
             "genes": self.genes,
         }
@@ -160,6 +194,11 @@ class TrainedModel:
         if best := {k.removeprefix("posterior/"): v for k, v in tensors.items() if k.startswith("posterior/")}:
             posterior = untrained(TO_DENOISE, anchor, vocabulary, described, seed=0, **size)
             posterior.load_state_dict(state | best)
+        opinion = None
+        if own := {k.removeprefix("opinion/"): v for k, v in tensors.items() if k.startswith("opinion/")}:
+            opinion = unanchored(anchor, vocabulary, described, seed=0)
+            opinion.load_state_dict(opinion.state_dict() | own)
+            opinion.eval()
         arrays = {k.removeprefix("standardizer/"): v.numpy() for k, v in tensors.items() if k.startswith("standard")}
         log_depth = tensors.get("population/log_depth")
         return cls(
@@ -179,9 +218,21 @@ class TrainedModel:
                 about["predictor"],
                 n_genes=len(genes),
             ),
+            library=None
+            if about["library"] is None
+            else Library.from_arrays(
+                {k.removeprefix("library/"): v.numpy() for k, v in tensors.items() if k.startswith("library/")},
+                about["library"],
+            ),
+            reference=Reference.from_arrays(
+                {k.removeprefix("reference/"): v.numpy() for k, v in tensors.items() if k.startswith("reference/")},
+                about["reference"],
+                n_genes=len(genes),
+            ),
             trust=tensors.get("trust"),
             history=pd.DataFrame(about["history"]),
             settings=settings,
+            opinion=opinion,
         )
 
     # ---- cells that a task is given ------------------------------------------------------------------------------
@@ -263,3 +314,12 @@ def untrained(
             encoder=ConditionEncoder(vocabulary, width, features=features),
             backbone=Backbone(len(anchor.base), width=width, n_blocks=n_blocks),
         )
+
+
+def unanchored(anchor: Anchor, vocabulary: Vocabulary, features: torch.Tensor | None, *, seed: int) -> Denoiser:
+    """Return an untrained small denoiser that starts from the same composition whatever the condition.
+
+    What it says of conditions it has from cells alone, so that its errors are not those of the closed form.
+    """
+    base = Anchor(anchor.base, [], [], anchor.effects[:1])
+    return untrained(Thinning(), base, vocabulary, features, seed=seed, width=128, n_blocks=2)

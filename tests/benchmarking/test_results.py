@@ -55,6 +55,16 @@ def test_several_methods_of_one_piece(tmp_path):
     assert results.rows("part", method="two")["value"].tolist() == [3, 2.5]
 
 
+def test_further_columns_are_kept(tmp_path):
+    results = start(tmp_path)
+    results.once("part", 0, "one", lambda: rows().assign(condition=["A", "B"]))
+    results.once("part", 0, "two", rows)
+    again = start(tmp_path, resume=True).table
+    assert list(again.columns) == [*COLUMNS, "condition"]
+    assert again["condition"].tolist()[:2] == ["A", "B"]
+    assert again["condition"][2:].isna().all()
+
+
 @pytest.mark.parametrize("error", [ImportError, InputError])
 def test_what_a_method_cannot_do_is_noted(tmp_path, error):
     results = start(tmp_path)

@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.stats import poisson
 
 from scidiff.data.biology import History
+from scidiff.data.lab import _expected_log
+from scidiff.data.scaling import log1p_cp10k
 from scidiff.data.simulator import simulate
 from scidiff.errors import InputError
 
@@ -214,6 +217,29 @@ def test_cells_are_made_in_chunks():
         tracemalloc.stop()
     # what a further cell costs is far less than a dense row of float64
     assert (peaks[1] - peaks[0]) / 6_000 < 8 * SMALL["n_genes"] / 3
+
+
+def test_expected_log_expression_is_what_counted_cells_tend_to(lab, acting):
+    asked = {"cell_type": "A1", "time": 24}
+    n = 3000
+    treated, control = (log1p_cp10k(lab.run(name, **asked, n=n).X).toarray() for name in (acting[0], "control"))
+    expected = lab.log_mean(acting[0], **asked)
+    seen = expected > 0.02
+    assert np.abs(treated.mean(0) - expected)[seen].mean() < 0.02
+    assert np.linalg.norm(treated.mean(0) - expected) < 0.02 * np.linalg.norm(expected)
+    error = np.sqrt((treated.var(0) + control.var(0)) / n)
+    z = (treated.mean(0) - control.mean(0) - lab.effect(acting[0], **asked, counted=True)) / (error + 1e-9)
+    assert 0.85 < np.mean(z[seen] ** 2) < 1.2
+    # of the mean before the logarithm it is another quantity
+    assert (expected < 0.9 * np.log1p(lab.mean(acting[0], **asked)))[seen].mean() > 0.5
+
+
+@pytest.mark.parametrize(("mean", "factor"), [(0.003, 7.0), (0.8, 6.0), (40.0, 2.5), (500.0, 1.3)])
+def test_expectation_over_poisson_counts(mean, factor):
+    n = np.arange(2000)
+    exact = np.log1p(factor * n) @ poisson.pmf(n, mean)
+    found = _expected_log(np.array([[mean, mean], [mean, mean]]), np.array([factor, 1.1 * factor]))
+    assert found[0, 0] == pytest.approx(exact, rel=2e-3)
 
 
 # --- biology --------------------------------------------------------------------------------------------------------
@@ -431,3 +457,9 @@ def test_bad_requests_are_named(lab, request_, message):
 def test_sizes_that_do_not_fit_are_named(change, message):
     with pytest.raises(InputError, match=message):
         simulate(**SMALL | change)
+
+
+def test_pairs_are_made_of_perturbations_that_exist():
+    few = {"n_perturbations": 12, "n_null": 1, "n_duplicates": 1, "n_combinations": 3}
+    lab = simulate(**SMALL | few | {"n_cells": 100}).lab  # ten that act: four knock-outs, three activations
+    assert {part for name in lab.combinations["name"] for part in name.split("+")} <= set(lab.perturbations.index)

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scidiff.data.schema import Schema
-from scidiff.data.splits import Split, holdout, random_split
+from scidiff.data.splits import Split, each_holdout, holdout, random_split
 from scidiff.errors import DataWarning, InputError
 
 SCHEMA = Schema(
@@ -265,3 +265,61 @@ def test_random_split_refuses():
     double.obs_names = ["a", "a", "b"]
     with pytest.raises(InputError, match="more than once"):
         random_split(double, SCHEMA, fraction=0.5)
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        ("context=each", [f"{kind}, {patient}" for kind in ("B", "NK", "T") for patient in ("p1", "p2")]),
+        ("cell_type=each", ["B", "NK", "T"]),
+        ("perturbation=each", ["A", "B", "C"]),
+        ("combination=each", ["A+B", "A+B+C", "B+C"]),
+        ("batch=each", ["1", "2", "3"]),
+        ("plate=each", ["1", "2", "3"]),
+        ("time=each", ["6", "24"]),
+        ("cell_type=each,drug=A", ["B", "NK", "T"]),
+        ("cell_type=T,patient=p1", ["cell_type=T,patient=p1"]),
+    ],
+)
+def test_a_rule_holds_out_each_value_once(rule, names):
+    found = each_holdout(DATA, SCHEMA, rule)
+    assert list(found) == names
+    splits = [holdout(DATA, SCHEMA, **arguments, seed=0) for arguments in found.values()]
+    tested = [set(split.test) for split in splits]
+    assert all(tested)
+    assert sum(map(len, tested)) == len(set.union(*tested))  # no cell twice
+    treated = ~SCHEMA.is_control(TABLE)
+    if rule in ("context=each", "cell_type=each", "batch=each", "time=each"):
+        assert set.union(*tested) == set(np.flatnonzero(treated))
+
+
+def test_a_rule_is_the_holdout_it_names():
+    found = each_holdout(DATA, SCHEMA, "cell_type=each,perturbation=A")
+    assert found["NK"] == {"perturbation": "A", "context": {"cell_type": "NK"}}
+    same = holdout(DATA, SCHEMA, context={"cell_type": "NK"}, perturbation="A", seed=3)
+    assert holdout(DATA, SCHEMA, **found["NK"], seed=3) == same
+
+
+def test_values_without_treated_cells_are_not_held_out():
+    some = DATA[~((DATA.obs["cell_type"] == "NK") & (DATA.obs["drug"] != "DMSO"))].copy()
+    assert list(each_holdout(some, SCHEMA, "cell_type=each")) == ["B", "T"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("", "each for one attribute"),
+        ("cell_type=each,drug=each", "each for one attribute"),
+        ("celltype=each", "unknown attribute 'celltype'; nearest: 'cell_type'"),
+        ("cell_type=each,drug=D", "no cell has perturbation='D'"),
+        ("cell_type", "cannot read condition"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_refused(rule, message):
+    with pytest.raises(InputError, match=message):
+        each_holdout(DATA, SCHEMA, rule)
+    with pytest.raises(InputError, match="needs context columns"):
+        each_holdout(DATA, Schema(perturbation="drug", control="DMSO"), "context=each")

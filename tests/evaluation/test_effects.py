@@ -12,7 +12,7 @@ from scipy import stats
 
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError
-from scidiff.evaluation.effects import BETTER, evaluate_effects
+from scidiff.evaluation.effects import BETTER, METRICS, evaluate_effects
 
 GENES = ["A", "B", "C", *(f"G{i}" for i in range(117))]
 SCHEMA = Schema(perturbation="condition", control="control", context="line", batch="plate")
@@ -69,7 +69,7 @@ def good(cells):
 def test_one_row_per_condition_and_metric(good):
     assert good.index.is_unique
     assert set(good.index.get_level_values("condition")) == {"A, K", "B, K", "A+C, K"}
-    assert list(good.loc["A, K"].index) == list(BETTER)
+    assert list(good.loc["A, K"].index) == list(METRICS)
     assert good.columns.tolist() == [
         *("value", "ceiling", "floor", "better", "loss", "n_predicted", "n_real", "n_control", "note")
     ]
@@ -130,7 +130,7 @@ def test_a_perfect_prediction_is_perfect(cells):
         copied.obs_names = "copy of " + copied.obs_names
     sets = predicted, cells["real"], source, cells["control"]
     table = scores_of(*sets, reference=cells["reference"])["value"].unstack()
-    exactly_one = [name for name, better in BETTER.items() if better in ("up", "1")]
+    exactly_one = [name for name in METRICS if BETTER[name] in ("up", "1")]
     np.testing.assert_allclose(table[exactly_one], 1, atol=1e-6)
     np.testing.assert_allclose(table["mse_delta"], 0, atol=1e-12)
     assert (table["energy"] <= 0).all()
@@ -267,6 +267,25 @@ def test_few_cells_have_no_ceiling_and_say_so(cells):
     assert table["ceiling"].isna().all()
     assert (table["note"] == "11 real cells: without 12 there is no telling what the score means").all()
     assert table.loc[("A, K", "pearson_delta"), "value"] > 0.5
+
+
+def test_scores_without_limits_are_the_same(cells, good):
+    sets = {name: cells[name] for name in ("real", "source", "control", "reference")}
+    alone = scores_of(cells["good"], limits=False, **sets)
+    pd.testing.assert_frame_equal(alone[["value", "better", "loss"]], good[["value", "better", "loss"]])
+    assert alone[["ceiling", "floor"]].isna().all().all()
+
+
+def test_genes_that_no_cell_has_are_not_among_the_changed_ones(cells):
+    """They tie at no change: counted, they would be found by every prediction."""
+    sets = [cells[name].copy() for name in ("good", "real", "source", "control")]
+    for adata in sets:
+        adata.X[:, 60:] = 0
+    table = scores_of(*sets)
+    assert table.loc[("A, K", "de_overlap"), "value"] == 1  # 60 genes are left, all of them among the 60
+    nothing = ad.concat([sets[2]] * 3, index_unique="-")
+    nothing.obs["condition"] = np.repeat(PERTURBATIONS, 60)
+    assert scores_of(nothing, *sets[1:]).xs("de_overlap", level="metric")["value"].isna().all()
 
 
 def test_wrong_input_is_named(cells):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError
@@ -200,6 +201,37 @@ def test_two_contexts_leave_nothing_to_weigh(screen):
     assert shifts.SimilarityShift.fit(screen, SCHEMA).width == np.inf
     similar = predicted_effect(shifts.SimilarityShift, screen, "M", "A")
     np.testing.assert_allclose(similar, predicted_effect(shifts.MeanShift, screen, "M", "A"), atol=1e-6)
+
+
+def test_the_nearest_context_is_the_one_with_the_most_similar_controls():
+    cells = along_a_line(lambda at: np.full(len(GENES), 1 + at), [0, 0.2, 0.5, 1])
+    held = ((cells.obs["line"] == "line1") & (cells.obs["condition"] == "A")).to_numpy()
+    found = predicted_effect(shifts.NearestContext, cells[~held].copy(), "line1", "A")
+    np.testing.assert_allclose(found, effect_of(cells, "line0", "A"), atol=1e-4)
+
+
+def test_effects_linear_in_control_expression_are_foretold_beyond_those_seen():
+    one, slope = np.random.default_rng(6).normal(size=(2, len(GENES)))
+    cells = along_a_line(lambda at: one + at * slope, [0, 0.2, 0.4, 0.6, 1])
+    held = ((cells.obs["line"] == "line4") & (cells.obs["condition"] == "A")).to_numpy()
+    train, true = cells[~held].copy(), effect_of(cells, "line4", "A")
+    ridge = predicted_effect(shifts.ContextRidge, train, "line4", "A")
+    nearest = predicted_effect(shifts.NearestContext, train, "line4", "A")
+    assert np.sum((ridge - true) ** 2) < 0.2 * np.sum((nearest - true) ** 2)
+    assert shifts.ContextRidge.fit(train, SCHEMA).penalty == min(shifts.PENALTIES)
+
+
+def test_context_ridge_is_that_of_scikit_learn_and_the_mean_at_infinity():
+    rng = np.random.default_rng(2)
+    z, d, at = rng.normal(size=(5, 7)), rng.normal(size=(5, 3)), rng.normal(size=7)
+    weight = 0.3 * np.mean(np.sum((z - z.mean(axis=0)) ** 2, axis=1))
+    np.testing.assert_allclose(shifts._ridge(z, d, at, 0.3), Ridge(weight).fit(z, d).predict(at[None])[0])
+    np.testing.assert_allclose(shifts._ridge(z, d, at, np.inf), d.mean(axis=0))
+
+
+def test_where_effects_follow_nothing_no_context_weighs_more():
+    cells = along_a_line(lambda at: np.random.default_rng(int(100 * at)).normal(size=len(GENES)), [0, 0.3, 0.5, 0.7, 1])
+    assert shifts.ContextRidge.fit(cells, SCHEMA).penalty == np.inf
 
 
 # --- linear ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from scidiff.models.effect_curves import Curves, Hill, Saturation
 from scidiff.models.effect_groups import PRIOR_CELLS, GroupStats
 from scidiff.models.effect_measured import Measured
 from scidiff.models.effect_prior import Prior
-from scidiff.models.effect_process import NO_KERNEL, Asked, Process, best_kernels
+from scidiff.models.effect_process import MAX_ROWS, NO_KERNEL, Asked, Process, best_kernels
 from scidiff.models.effects import EffectModel
 
 CELL_SD = 0.5
@@ -264,6 +265,23 @@ class TestCombinations:
         assert np.corrcoef(answer.mean, effects["p10"])[0, 1] > 0.95
         assert "'p10' was measured in combinations only" in answer.notes
 
+    def test_parts_that_cannot_be_told_apart_are_one(self):
+        rows, effects = screen(pairs=(("p01", "p02"), ("p04", "p07"), ("p04", "p05")), n=2000)
+        gone = [("p01",), ("p02",), ("p07",), ("p04",)]  # p04 follows from p05, and p07 from p04
+        model = EffectModel.fit(groups([row for row in rows if row["perturbation"] not in gone]))
+
+        def alike(parts: tuple[str, ...], of: str) -> float:
+            return float(np.corrcoef(model.predict({}, parts).mean, effects[of])[0, 1])
+
+        assert alike(("p04",), "p04") > 0.95
+        assert alike(("p07",), "p07") > 0.95
+        together = model.predict({}, ("p02", "p01"))
+        assert together.kind == "seen"
+        assert np.corrcoef(together.mean, effects["p01"] + effects["p02"])[0, 1] > 0.95
+        with pytest.raises(InputError, match="'p01' was never measured"):
+            model.predict({}, ("p01",))
+        assert alike(("p01", "p05"), "p05") > 0.98  # nothing is said of p01
+
     def test_interaction_variance_is_found(self):
         rng = np.random.default_rng(0)
         rows, _ = screen(pairs=self.pairs, n=2000)
@@ -374,6 +392,30 @@ class TestDoseAndTime:
         assert answer.kind == kind
         assert np.linalg.norm(answer.mean - truth) / np.linalg.norm(truth) < 0.1
         assert not answer.notes
+
+    def test_a_time_between_is_found_among_many_groups_of_early_and_late_genes(self):
+        rng = np.random.default_rng(0)
+        rate, doses = rng.uniform(0.05, 0.25, 200), (0.1, 0.3, 1.0, 3.0, 10.0)
+        rows = [{"perturbation": (), "dose": None, "time": 0.0, "mean": np.full(200, 2.0), "n": 1e5}]
+        truth = {}
+        for part in "ABCDEFGHI":
+            full = rng.standard_normal(200) * 0.5
+            for dose, time in itertools.product(doses, (6.0, 24.0, 72.0)):
+                truth[part, dose, time] = full * self.hill(dose) * -np.expm1(-rate * time)
+                asked = {"perturbation": (part,), "dose": (dose,), "time": time, "n": 1e5}
+                rows.append(asked | {"mean": 2 + truth[part, dose, time]})
+        model = EffectModel.fit(groups([row for row in rows if row["time"] != 24]))
+        assert len(model.process.measured.rows) > MAX_ROWS
+        assert model.process.curves.time is not None
+        share = model.process.curves.time(24.0)
+        ours, common, size = 0.0, 0.0, 0.0
+        for part in "AEI":
+            effect = truth[part, 3.0, 24.0]
+            ours += np.sum((model.predict({}, (part,), dose=3.0, time=24.0).mean - effect) ** 2)
+            common += np.sum((truth[part, 3.0, 72.0] * share - effect) ** 2)  # one curve for all genes
+            size += np.sum(effect**2)
+        assert ours < 0.1**2 * size
+        assert ours < 0.7 * common
 
     def test_no_dose_and_no_time_is_no_effect(self):
         rows, _ = self.planted()

@@ -165,7 +165,7 @@ def benchmark_denoising(
     others = list(_quick() if fast else baseline_denoisers()) if denoisers is None else list(denoisers)
     asked = {
         "task": "denoise",
-        "data": _content(cells),
+        "data": content_of(cells),
         "schema": schema.to_dict(),
         "splits": splits,
         "fast": fast,
@@ -412,7 +412,7 @@ def _about(cells: Cells, schema: Schema, splits: int, seed: int) -> dict[str, An
     }
 
 
-def _content(cells: Cells) -> str:
+def content_of(cells: Cells) -> str:
     """Return a hash of the counts and gene names."""
     digest = hashlib.sha256("\n".join(cells.genes).encode())
     counts = sparse.csr_matrix(cells.x)

@@ -87,8 +87,8 @@ class Results:
         """Do a piece of work unless its rows are there; add them and write the table.
 
         ``work`` returns columns ``metric`` and ``value``, with several methods ``method`` (one of them), and, if it
-        likes, ``seconds`` (default: those of all the work) and ``note``. What a method cannot do (ImportError,
-        InputError) is a row without a value, the reason its note.
+        likes, ``seconds`` (default: those of all the work) and ``note``; further columns are kept. What a method cannot
+        do (ImportError, InputError) is a row without a value, the reason its note.
         """
         methods = [methods] if isinstance(methods, str) else list(methods)
         if all(len(self.rows(part, split=split, method=method)) for method in methods):
@@ -100,7 +100,8 @@ class Results:
             made = pd.DataFrame({"method": methods, "metric": "not run", "value": float("nan"), "note": str(error)})
         known = {"dataset": self.dataset, "part": part, "split": split}
         missing = {"method": methods[0], "seconds": time.perf_counter() - start, "note": ""}
-        made = made.assign(**known, **{name: value for name, value in missing.items() if name not in made})[COLUMNS]
+        made = made.assign(**known, **{name: value for name, value in missing.items() if name not in made})
+        made = made[[*COLUMNS, *made.columns.difference(COLUMNS)]]
         self.table = made if self.table.empty else pd.concat([self.table, made], ignore_index=True)
         with whole_file(self.folder / TABLE) as place:
             self.table.to_csv(place, index=False, float_format="%.6g")

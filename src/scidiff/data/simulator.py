@@ -111,8 +111,9 @@ def simulate(
     ):
         if value < least:
             raise InputError(f"simulate: {name} = {value} is too small for this screen: use at least {least}")
-    if n_gates > n_hit * (n_hit - 1) // 2:
-        raise InputError(f"simulate: n_combinations = {n_combinations} is too large for {n_hit} activated TFs")
+    n_activated = len(range(1, n_active, len(_TYPES)))  # TFs that a perturbation of their own activates
+    if n_gates > n_activated * (n_activated - 1) // 2:
+        raise InputError(f"simulate: n_combinations = {n_combinations} is too large for {n_activated} activated TFs")
     if depth <= 0 or depth_spread < 0 or not 0 <= control_share <= 1 or not 0 <= wrong_targets <= 1:
         raise InputError(
             "simulate: depth must be > 0, depth_spread >= 0, control_share and wrong_targets within [0, 1]"
@@ -131,7 +132,7 @@ def simulate(
     cascade = _cascade(bounds, rng)
     regulation = np.where(steady, 0.0, _regulation(n_tfs, n_genes, drivers, rng))
     knocked, activated = _targets(programs, regulation, drivers, n_hit, rng)
-    gates, synergy = _gates(programs, activated, n_gates, rng)
+    gates, synergy = _gates(programs, activated[:n_activated], n_gates, rng)
     decay = np.log(2) / np.clip(rng.lognormal(np.log(8), 0.5, n_genes), 2, 24)
     biology = Biology(
         programs=programs,

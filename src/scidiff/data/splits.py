@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scidiff.data.conditions import parse_condition
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError, closest
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ROLES = ("train", "test", "source", "control")
+EACH = "each"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,15 +232,77 @@ def holdout(
             DataWarning,
             stacklevel=2,
         )
-    given = {"context": named or None, "perturbation": perturbation, "combination": combination}
+    given: dict[str, Any] = {"context": named or None, "perturbation": perturbation, "combination": combination}
     given |= {"dose": dose, "time": time, "batch": batch, "keep_combinations": keep_combinations or None}
-    description = {"kind": "holdout"} | {name: value for name, value in given.items() if value is not None}
+    description: dict[str, Any] = {"kind": "holdout"} | {
+        name: value for name, value in given.items() if value is not None
+    }
     if dropped.any():
         description["left_out"] = int(dropped.sum())
     return _split(adata, description | {"seed": seed}, train=train, test=test, source=source, control=control)
 
 
+def each_holdout(adata: AnnData, schema: Schema, rule: str) -> dict[str, dict[str, Any]]:
+    """Return what a rule holds out, one after the other: name -> arguments of :func:`holdout`.
+
+    A rule is a condition in which one value may be ``each``: ``cell_type=B`` is one holdout, ``cell_type=each`` one for
+    every cell type with treated cells, ``context=each`` one for every combination of contexts,
+    ``cell_type=each,perturbation=A`` every cell type of one perturbation. ``perturbation=each`` goes through single
+    ones, ``combination=each`` through the others.
+
+    Parameters
+    ----------
+    adata, schema
+        Cells, and the roles of their obs columns.
+    rule
+        In the grammar of :func:`scidiff.data.parse_condition`.
+
+    Raises
+    ------
+    InputError
+        The rule cannot be read, names nothing, or two values are ``each``; or no treated cell matches.
+    """
+    asked = parse_condition(rule, schema=schema, columns=adata.obs.columns)
+    each = [name for name, value in asked.items() if value == EACH]
+    if not asked or len(each) > 1:
+        raise InputError(f"cannot hold out {rule!r}: name a value, or each for one attribute, as in context=each")
+    fixed = {name: value for name, value in asked.items() if name not in each}
+    arguments = schema.by_role(fixed)
+    if not each:
+        return {rule: arguments}
+    table = schema.table(adata)
+    here = schema.select(table, {("perturbation" if k == "combination" else k): v for k, v in fixed.items()})
+    treated = table[here & ~schema.is_control(table)]
+    found = {
+        name: arguments | more | {"context": arguments.get("context", {}) | more.get("context", {})}
+        for name, more in _values(treated, schema, each[0]).items()
+    }
+    if not found:
+        raise InputError(f"nothing to hold out by {rule!r}: no treated cell has a {each[0]}")
+    return {name: {k: v for k, v in one.items() if v != {}} for name, one in found.items()}
+
+
 # ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _values(treated: pd.DataFrame, schema: Schema, name: str) -> dict[str, dict[str, Any]]:
+    """Every value of an attribute among treated cells: its text, and how :func:`holdout` is asked for it."""
+    if name == "context":
+        if not schema.context:
+            raise InputError("context=each needs context columns in the schema; name some, or hold out something else")
+        rows = treated[list(schema.context)].dropna().drop_duplicates().sort_values(list(schema.context))
+        return {", ".join(row.values()): {"context": row} for row in rows.to_dict("records")}
+    if name in ("perturbation", "combination"):
+        several = name == "combination"
+        known = sorted(treated["perturbation"].dropna().unique())
+        return {value: {name: value} for value in known if (len(schema.parts(value)) > 1) == several}
+    key = schema.key(name)
+    values = sorted(treated[key].dropna().unique(), key=lambda value: (isinstance(value, str), value))
+    texts = [value if isinstance(value, str) else f"{value:g}" for value in values]
+    return {
+        text: {"context": {key: value}} if key in schema.context else {key: value}
+        for text, value in zip(texts, values, strict=True)
+    }
 
 
 def _checked_table(adata: AnnData, schema: Schema) -> pd.DataFrame:
@@ -286,7 +350,8 @@ def _nothing_matches(schema: Schema, table: pd.DataFrame, where: Mapping[str, An
 
 
 def _split(adata: AnnData, description: dict[str, Any], **masks: np.ndarray) -> Split:
-    index = {role: np.flatnonzero(masks[role]) if role in masks else np.array([], dtype=np.int64) for role in ROLES}
+    empty = np.array([], dtype=np.int64)
+    index: dict[str, Any] = {role: np.flatnonzero(masks[role]) if role in masks else empty for role in ROLES}
     description = json.loads(json.dumps(description, default=_plain))
     draft = Split(**index, description=description)
     return Split(**index, description=description, hash=_hash(adata.obs_names, draft))

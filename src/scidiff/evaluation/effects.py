@@ -28,7 +28,17 @@ import scipy.sparse as sp
 
 from scidiff.errors import DataWarning, InputError, closest
 from scidiff.evaluation import metrics
-from scidiff.evaluation.evaluate import MAX_CELLS, MAX_FIT_CELLS, N_COMPONENTS, N_HALVINGS, log_expression
+from scidiff.evaluation.evaluate import (
+    BETTER,
+    MAX_CELLS,
+    MAX_FIT_CELLS,
+    N_COMPONENTS,
+    N_HALVINGS,
+    difference,
+    effect_scores,
+    log_expression,
+    loss,
+)
 from scidiff.evaluation.shifts import Responses, controls_of
 
 if TYPE_CHECKING:
@@ -39,28 +49,12 @@ if TYPE_CHECKING:
     from scidiff.data.schema import Schema
 
 N_GENES = 2000
-N_DE = 100  # the most changed genes, by Welch's t of real against control cells
 MIN_CELLS = 12  # real cells of a condition, and control cells: halves of fewer say little
 MIN_DRAWN = 400  # with fewer drawn cells, sampling noise of the mean hides differences between methods
 MIN_RANGE = 0.2  # of the way from floor to perfect that the ceiling must lie, or the metric cannot tell anything
 
-#: where the best value lies
-BETTER = {
-    "pearson_delta": "up",
-    "pearson_delta_systema": "up",
-    "r2_delta": "up",
-    "mse_delta": "0",
-    "slope": "1",
-    "r2_de100": "up",
-    "de_overlap": "up",
-    "direction_agreement": "up",
-    "pds": "up",
-    "corr_responding": "up",
-    "r2_var": "up",
-    "corr_r2_hvg": "up",
-    "energy": "0",
-    "mmd": "0",
-}
+#: the metrics of predicted effects
+METRICS = tuple(name for name in BETTER if name not in ("auc", "zero_gap", "r2_mean"))
 
 
 def evaluate_effects(
@@ -74,6 +68,7 @@ def evaluate_effects(
     reference: AnnData | None = None,
     seed: int = 0,
     shared_controls: bool = False,
+    limits: bool = True,
 ) -> pd.DataFrame:
     """Return the scores of ``predicted`` for every treated condition of ``real``, one row per condition and metric.
 
@@ -100,6 +95,9 @@ def evaluate_effects(
         The training cells.
     shared_controls
         Let ``source`` and ``control`` share cells, for comparison with papers that do; so does the ceiling then.
+    limits
+        Compute ceilings and floors, most of the work. They are the same for every prediction of the same cells: of many
+        methods, all but one can do without; columns and notes that need them are then empty.
 
     ``pds`` needs two conditions of one context in ``real``, ``pearson_delta_systema`` (the effects against the mean of
     the training perturbations instead of control; Viñas Torné et al. 2025) two of them in ``reference``; where they
@@ -137,11 +135,12 @@ def evaluate_effects(
     cases = _cases(sets, tables, schema, [shared[i] for i in scored], centroid)
 
     value = _scores(cases)
-    ceilings = [_scores(_real_half(cases, rng, shared_controls=shared_controls)) for _ in range(N_HALVINGS)]
-    floors = [_scores(_source_half(cases, rng)) for _ in range(N_HALVINGS)]
+    n = N_HALVINGS if limits else 0
+    ceilings = [_scores(_real_half(cases, rng, shared_controls=shared_controls)) for _ in range(n)]
+    floors = [_scores(_source_half(cases, rng)) for _ in range(n)]
     rows = []
     for i, case in enumerate(cases):
-        for metric in (name for name in BETTER if name in value[i]):
+        for metric in (name for name in METRICS if name in value[i]):
             ceiling, floor = (np.array([scores[i][metric] for scores in each]) for each in (ceilings, floors))
             rows.append(_row(case, metric, value[i][metric], ceiling, floor))
     return pd.DataFrame(rows)
@@ -312,9 +311,9 @@ def _cases(
 
 def _scores(cases: list[Case]) -> list[dict[str, float]]:
     """Return the scores of every case; NaN where its cells cannot define one."""
-    d_pred = [_difference(case.predicted, case.source) for case in cases]
-    d_true = [_difference(case.real, case.control) for case in cases]
-    scores = [_scores_of_one(*each) for each in zip(cases, d_pred, d_true, strict=True)]
+    d_pred = [difference(case.predicted.x, case.source.x) for case in cases]
+    d_true = [difference(case.real.x, case.control.x) for case in cases]
+    scores = [_scores_of_one(case) for case in cases]
     for group in {case.group for case in cases}:
         same = [i for i, case in enumerate(cases) if case.group == group]
         if len(same) > 1:
@@ -325,35 +324,14 @@ def _scores(cases: list[Case]) -> list[dict[str, float]]:
     return scores
 
 
-def _difference(cells: Cells, control: Cells) -> np.ndarray:
-    """Return the effect, (n_genes,): exactly 0 where nothing but rounding differs, NaN without cells."""
-    if not (cells.n and control.n):
-        return np.full(cells.x.shape[1], np.nan)
-    d = metrics.effect(cells.x, control.x)
-    return d if np.abs(d).max() > 1e-6 else np.zeros_like(d)
-
-
-def _scores_of_one(case: Case, d_pred: np.ndarray, d_true: np.ndarray) -> dict[str, float]:
+def _scores_of_one(case: Case) -> dict[str, float]:
     """Return all scores but ``pds``."""
-    names = [name for name in BETTER if name != "pds"]
-    if case.centroid is None:
-        names.remove("pearson_delta_systema")
-    if not (np.isfinite(d_pred).all() and np.isfinite(d_true).all()):
-        return dict.fromkeys(names, np.nan)
-    predicted, real, control = case.predicted, case.real, case.control
-    t_pred, t_true = (np.abs(metrics.welch_t(a.x, b.x)) for a, b in ((predicted, case.source), (real, control)))
-    k = min(N_DE, int(np.count_nonzero(t_true)))  # genes that no cell has tie at 0: any two rankings agree on them
-    de = metrics.strongest(t_true, k)
+    left_out = {"pds"} if case.centroid is not None else {"pds", "pearson_delta_systema"}
+    if not all(cells.n for cells in (case.predicted, case.real, case.source, case.control)):
+        return dict.fromkeys((name for name in METRICS if name not in left_out), np.nan)
+    predicted, real = case.predicted, case.real
     few, few_real = (cells.pcs[:: -(-cells.n // MAX_CELLS)] for cells in (predicted, real))
-    scores = {
-        "pearson_delta": metrics.pearson_delta(d_pred, d_true),
-        "r2_delta": metrics.r2_delta(d_pred, d_true),
-        "mse_delta": metrics.mse_delta(d_pred, d_true),
-        "slope": metrics.slope(d_pred, d_true),
-        "r2_de100": metrics.r2_de100(predicted.x, real.x, control.x),
-        "de_overlap": metrics.de_overlap(t_pred, t_true, k=k) if k and np.ptp(t_pred) > 0 else np.nan,
-        "direction_agreement": metrics.direction_agreement(d_pred[de], d_true[de]),
-        "corr_responding": metrics.corr_responding(predicted.x, real.x, control.x),
+    scores = effect_scores(predicted.x, case.source.x, real.x, case.control.x) | {
         "r2_var": metrics.r2_var(predicted.x, real.x),
         "corr_r2_hvg": metrics.corr_r2_hvg(predicted.x, real.x),
         "energy": metrics.energy(few, few_real),
@@ -362,7 +340,7 @@ def _scores_of_one(case: Case, d_pred: np.ndarray, d_true: np.ndarray) -> dict[s
     if case.centroid is not None:
         away = [metrics.gene_means(cells.x) - case.centroid for cells in (predicted, real)]
         scores["pearson_delta_systema"] = metrics.pearson_delta(*away)
-    return {name: scores[name] for name in names}
+    return scores
 
 
 def _real_half(cases: list[Case], rng: np.random.Generator, *, shared_controls: bool) -> list[Case]:
@@ -398,20 +376,15 @@ def _row(case: Case, metric: str, value: float, ceiling: np.ndarray, floor: np.n
         "condition": case.label,
         "metric": metric,
         "value": value,
-        "ceiling": ceiling.mean(),
-        "floor": floor.mean(),
+        "ceiling": ceiling.mean() if len(ceiling) else np.nan,
+        "floor": floor.mean() if len(floor) else np.nan,
         "better": BETTER[metric],
-        "loss": np.nan_to_num(_loss(metric, value), nan=np.inf),
+        "loss": np.nan_to_num(loss(metric, value), nan=np.inf),
         "n_predicted": case.predicted.n,
         "n_real": case.real.n,
         "n_control": case.control.n,
         "note": _note(case, metric, value, ceiling, floor),
     }
-
-
-def _loss(metric, value):
-    """Return how far ``value``, a number or an array, is from the best one (or from 0, negative): smaller is better."""
-    return -value if BETTER[metric] == "up" else np.abs(value - float(BETTER[metric]))
 
 
 def _note(case: Case, metric: str, value: float, ceiling: np.ndarray, floor: np.ndarray) -> str:
@@ -421,17 +394,19 @@ def _note(case: Case, metric: str, value: float, ceiling: np.ndarray, floor: np.
     for name, cells in (("real", case.real), ("control", case.control), ("source", case.source)):
         if cells.n < MIN_CELLS:
             return f"{cells.n} {name} cells: without {MIN_CELLS} there is no telling what the score means"
+    if not len(ceiling):
+        return ""
     if not (np.isfinite(ceiling).all() and np.isfinite(floor).all()):
         return "undefined for the real cells"
-    best = _loss(metric, 1.0 if BETTER[metric] == "up" else float(BETTER[metric]))
-    at_ceiling, at_floor = _loss(metric, ceiling), _loss(metric, floor)
+    best = loss(metric, 1.0 if BETTER[metric] == "up" else float(BETTER[metric]))
+    at_ceiling, at_floor = loss(metric, ceiling), loss(metric, floor)
     overlap = at_ceiling.max() >= at_floor.min()  # the worst halving of real cells and the best of no change
     if overlap or at_floor.mean() - at_ceiling.mean() < MIN_RANGE * (at_floor.mean() - best):
         scores = f"half of the real cells score {ceiling.mean():.2g}, no change {floor.mean():.2g}"
         return f"cannot tell anything on this data: {scores}"
     if not np.isfinite(value):
         return "undefined for the predicted cells: no effect, or too few cells"
-    if _loss(metric, value) <= at_ceiling.mean():
+    if loss(metric, value) <= at_ceiling.mean():
         return "as close as half of the real cells to the other half"
     if case.predicted.n < MIN_DRAWN:
         return f"{case.predicted.n} predicted cells: where cells are drawn, means need {MIN_DRAWN}"

@@ -5,7 +5,9 @@ of the same context)``, and every method here is a different weighted sum of the
 
     NoChange         0
     MeanShift        mean over contexts k of d_k
-    SimilarityShift  sum over k of w_k d_k,  w = softmax_k(-|z_k - z|^2 / (b m)),  z the mean of control cells
+    NearestContext   d_k of the context k with the smallest |z_k - z|^2,  z the mean of control cells
+    SimilarityShift  sum over k of w_k d_k,  w = softmax_k(-|z_k - z|^2 / (b m))
+    ContextRidge     mean of d_k + linear in z - mean of z_k, by ridge regression
     PerturbedMean    mean of d over all treated training conditions
     MatchingMean     mean over parts p of the combination of d_p
     Additive         sum over parts p of d_p
@@ -19,7 +21,7 @@ that, genes that rise lose their zeros, and where much is cut genes fall by less
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 #: kernel widths tried, in median squared distances between contexts; at infinity all contexts weigh the same
 BANDWIDTHS = (np.inf, 2.0, 1.0, 0.5, 0.25, 0.125)
+#: ridge penalties tried, in mean squared distances of contexts from their mean; at infinity the mean shift
+PENALTIES = (np.inf, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,25 +230,40 @@ class SimilarityShift(Shift):
     @classmethod
     def fit(cls, train: AnnData, schema: Schema) -> SimilarityShift:
         training = Responses.of(train, schema)
-        treated = training.conditions[training.treated].drop(columns=list(schema.context)).drop_duplicates()
-        seen = [training.by_context(row["perturbation"], row) for _, row in treated.iterrows()]
-        gaps = [((z[:, None] - z) ** 2).sum(axis=2) for z, _ in seen]
-        pairs = np.concatenate([gap[np.triu_indices(len(gap), 1)] for gap in gaps])
+        seen = _treatments(training)
+        pairs = np.concatenate([((z[:, None] - z) ** 2).sum(axis=2)[np.triu_indices(len(z), 1)] for z, _ in seen])
         median = np.median(pairs) if len(pairs) else 0.0
-        widths = [b * median for b in BANDWIDTHS] if median > 0 else [np.inf]
-        errors = [
-            [np.sum((_weighted(np.delete(gap[k], k), np.delete(d, k, axis=0), width) - d[k]) ** 2) for width in widths]
-            for gap, (_, d) in zip(gaps, seen, strict=True)
-            for k in (range(len(d)) if len(d) > 2 else ())  # one other context leaves nothing to weigh
-        ]
-        if not errors:
-            return cls(training)
-        relative = np.array([error / np.maximum(error[0], 1e-12) for error in np.array(errors)])
-        return cls(training, float(widths[relative.mean(axis=0).argmin()]))
+        return cls(training, _left_out_best(seen, [b * median for b in BANDWIDTHS], _similar) if median > 0 else np.inf)
+
+    def effect(self, asked: pd.Series, control: np.ndarray) -> np.ndarray:
+        return _similar(*self.training.by_context(asked["perturbation"], asked), control, self.width)
+
+
+class NearestContext(Shift):
+    """The effect in the training context with the most similar control cells."""
 
     def effect(self, asked: pd.Series, control: np.ndarray) -> np.ndarray:
         means, effects = self.training.by_context(asked["perturbation"], asked)
-        return _weighted(((means - control) ** 2).sum(axis=1), effects, self.width)
+        return effects[((means - control) ** 2).sum(axis=1).argmin()]
+
+
+@dataclass(frozen=True, eq=False)
+class ContextRidge(Shift):
+    """Effects linear in the mean expression of control cells: the pseudobulk regression that wins contests.
+
+    ``penalty``, in mean squared distances of contexts from their mean, is the one of :data:`PENALTIES` that predicts
+    training effects best when each context is left out in turn, as in :class:`SimilarityShift`.
+    """
+
+    penalty: float = np.inf
+
+    @classmethod
+    def fit(cls, train: AnnData, schema: Schema) -> ContextRidge:
+        training = Responses.of(train, schema)
+        return cls(training, _left_out_best(_treatments(training), PENALTIES, _ridge))
+
+    def effect(self, asked: pd.Series, control: np.ndarray) -> np.ndarray:
+        return _ridge(*self.training.by_context(asked["perturbation"], asked), control, self.penalty)
 
 
 class PerturbedMean(Shift):
@@ -310,7 +329,9 @@ class LinearRidge(Shift):
 SHIFTS: dict[str, type[Shift]] = {
     "no change": NoChange,
     "mean shift": MeanShift,
+    "nearest context": NearestContext,
     "similarity-weighted shift": SimilarityShift,
+    "context ridge": ContextRidge,
     "perturbed mean": PerturbedMean,
     "matching mean": MatchingMean,
     "additive": Additive,
@@ -321,10 +342,52 @@ SHIFTS: dict[str, type[Shift]] = {
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _weighted(square_distance: np.ndarray, effects: np.ndarray, width: float) -> np.ndarray:
-    """Return the mean of ``effects`` (n_contexts, n_genes) with weights softmax(-square_distance / width)."""
+def _treatments(training: Responses) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return, for every treatment, the mean control expression and effect in each context it was measured in."""
+    treated = training.conditions[training.treated].drop(columns=list(training.schema.context)).drop_duplicates()
+    return [training.by_context(row["perturbation"], row) for _, row in treated.iterrows()]
+
+
+def _left_out_best(
+    seen: list[tuple[np.ndarray, np.ndarray]],
+    settings: Iterable[float],
+    predicted: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray],
+) -> float:
+    """Return the setting that predicts the effect in each context best from the others, relative to the first one.
+
+    The first of the settings where no treatment was seen in three contexts: one other leaves nothing to choose by.
+    """
+    settings = list(settings)
+    errors = [
+        [
+            np.sum((predicted(np.delete(z, k, axis=0), np.delete(d, k, axis=0), z[k], one) - d[k]) ** 2)
+            for one in settings
+        ]
+        for z, d in seen
+        for k in (range(len(d)) if len(d) > 2 else ())
+    ]
+    if not errors:
+        return float(settings[0])
+    relative = np.array([error / np.maximum(error[0], 1e-12) for error in np.array(errors)])
+    return float(settings[relative.mean(axis=0).argmin()])
+
+
+def _similar(means: np.ndarray, effects: np.ndarray, control: np.ndarray, width: float) -> np.ndarray:
+    """Return the mean of ``effects`` (n_contexts, n_genes) with weights softmax(-|means - control|^2 / width)."""
+    square_distance = ((means - control) ** 2).sum(axis=1)
     weights = np.exp(-(square_distance - square_distance.min()) / width)
     return weights @ effects / weights.sum()
+
+
+def _ridge(means: np.ndarray, effects: np.ndarray, control: np.ndarray, penalty: float) -> np.ndarray:
+    """Return d + k' (K + penalty m)^-1 (D - d): d the mean effect, K products of centred means, m their mean square."""
+    centre, mean = means.mean(axis=0), effects.mean(axis=0)
+    z = means - centre
+    gram = z @ z.T
+    if not np.isfinite(penalty) or not gram.trace() > 0:
+        return mean
+    ridge = penalty * gram.trace() / len(gram) * np.eye(len(gram))
+    return mean + ((control - centre) @ z.T) @ np.linalg.solve(gram + ridge, effects - mean)
 
 
 def _narrowed(rows: np.ndarray, table: pd.DataFrame, asked: pd.Series, names: Iterable[str]) -> np.ndarray:

@@ -4,12 +4,15 @@
 
 The control cells of a group are those of its context, and of its time where control cells of that time exist. The last
 column of every matrix of effects is the log of molecules per cell: the depth ratio is one more gene.
+
+What A does follows from A alone, or from A + B where B is known in turn. Where neither A nor B is, only their sum is
+known: "A + B" counts as one part then, and nothing is said of either.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +23,7 @@ from scidiff.models.effect_groups import GroupStats
 
 #: the arrays of Measured, as they are stored
 ARRAYS = ("effect", "noise", "reference_noise", "controls", "controls_noise", "controls_n")
+JOINED = " + "  # between the names of parts that cannot be told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,9 @@ class Measured:
                 "n": stats.n[treated].astype(float),
             }
         )
+        known = _told_apart(rows["parts"])
+        together = [joined(*row, known) for row in zip(rows["parts"], rows["dose"], strict=True)]
+        rows["parts"], rows["dose"] = [parts for parts, _ in together], [dose for _, dose in together]
         timed = time[treated][np.isfinite(time[treated])]
         return cls(
             rows=rows,
@@ -116,6 +123,11 @@ class Measured:
             controls_n=np.array([stats.n[pool].sum() for pool in pools], dtype=float),
             since=bool(len(timed) and np.nanmax([0.0, *time[control]]) < timed.min()),
         )
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a perturbation was measured in some contexts and not in others."""
+        return bool(self.rows.groupby("parts")["context"].nunique().min() < len(self.contexts))
 
     @property
     def parts(self) -> list[str]:
@@ -186,6 +198,27 @@ def canonical(
         raise InputError(f"dose {min(doses):g} is negative; give 0 for no perturbation")
     pairs = sorted((part, float(amount)) for part, amount in zip(parts, doses, strict=False) if amount != 0)
     return tuple(part for part, _ in pairs), tuple(amount for _, amount in pairs)
+
+
+def joined(
+    parts: tuple[str, ...], doses: tuple[float, ...], known: Collection[str]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return parts and doses with those that are not ``known`` as one; its dose is theirs if they have the same."""
+    apart = [(part, dose) for part, dose in zip(parts, doses, strict=True) if part in known]
+    others = [(part, dose) for part, dose in zip(parts, doses, strict=True) if part not in known]
+    if len(others) > 1:
+        dose = others[0][1] if len({dose for _, dose in others}) == 1 else np.nan
+        others = [(JOINED.join(part for part, _ in others), dose)]
+    pairs = sorted(apart + others)
+    return tuple(part for part, _ in pairs), tuple(dose for _, dose in pairs)
+
+
+def _told_apart(measured: Iterable[tuple[str, ...]]) -> set[str]:
+    """Names of the parts whose own effects follow from what was measured."""
+    combinations, known = set(measured), set()
+    while new := {part for parts in combinations for part in parts if set(parts) - known == {part}}:
+        known |= new
+    return known
 
 
 def _doses(table: pd.DataFrame) -> Sequence:

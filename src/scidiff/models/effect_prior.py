@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scidiff.models.effect_curves import INDEPENDENT
-from scidiff.models.effect_measured import Measured
+from scidiff.models.effect_measured import JOINED, Measured
 
 FEW_CONTEXTS = 3  # below, contexts cannot say how they differ ...
 FEW_CONTEXT_SHARE = 0.25  # ... and this share of b_g is believed
@@ -64,7 +64,8 @@ class Prior:
     def fit(cls, measured: Measured) -> Prior:
         """Return the prior that effects at full size support, one for each perturbation and context."""
         found = {parts: _OverContexts.of(measured, parts) for parts in dict.fromkeys(measured.rows["parts"])}
-        single = {parts: one for parts, one in found.items() if len(parts) == 1}
+        # several that cannot be told apart are no single part, and would pass for a strong one
+        single = {parts: one for parts, one in found.items() if len(parts) == 1 and JOINED not in parts[0]}
         # where nothing was measured alone, combinations stand for their parts
         used = list((single or found).values())
         split = np.array([1.0 if single else 1 / len(parts) for parts in single or found])[:, None]

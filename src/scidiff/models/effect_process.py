@@ -199,14 +199,21 @@ class Process:
         amplitude = np.sqrt((size**2).sum(axis=1))
         return size, additive, np.outer(amplitude, amplitude) * equal, clear
 
-    def _alike_in_time(self, time: np.ndarray) -> np.ndarray:
-        """How alike the shapes of effects are at two times, (n, n)."""
-        measured = self.measured.rows["time"].dropna()
+    def _clock(self, time: np.ndarray | float) -> np.ndarray:
+        """Times in units in which effects change: logarithmic where they count from the perturbation."""
         if self.curves.time is not None:
-            return 1 - OWN_SHAPE + OWN_SHAPE * _near_in(np.log(np.maximum(time, 1e-12)), 1.0)
-        if len(measured) and np.ptp(measured):
-            return 1 - OWN_TIME + OWN_TIME * _near_in(time, np.ptp(measured) / 2)
-        return np.ones((len(time), len(time)))
+            return np.log(np.maximum(time, 1e-12))
+        measured = self.measured.rows["time"].dropna()
+        return np.asarray(time) / ((np.ptp(measured) / 2 if len(measured) else 0) or 1)
+
+    def _alike_in_time(self, time: np.ndarray) -> np.ndarray:
+        """How alike the shapes of effects are at two times, (n, n), in units of their sizes."""
+        near, measured = _near_in(self._clock(time), 1.0), self.measured.rows["time"].dropna()
+        if self.curves.time is not None:
+            # some genes are early, some late: in molecules they stray from the common curve early as much as late
+            share = np.nan_to_num(self.curves.time(np.maximum(time, measured.min())), nan=1.0)
+            return 1 - OWN_SHAPE + OWN_SHAPE * near / np.outer(share, share)
+        return 1 - OWN_TIME + OWN_TIME * near if len(measured) and np.ptp(measured) else np.ones_like(near)
 
     def _near(self, ask: Asked) -> np.ndarray:
         """Positions of the measured effects that bear on a condition most: alike, of many cells, in like contexts."""
@@ -217,7 +224,8 @@ class Process:
         column = [names.index(part) for part in ask.parts if part in names]
         there = [np.log(dose) for part, dose in zip(ask.parts, ask.dose, strict=True) if part in names]
         related = np.abs(self._rows.size[:, column]) @ self.prior.strengths([names[j] for j in column])
-        for at, wanted in ((self._rows.log_dose[:, column], there), (self._rows.time[:, None], ask.time)):
+        times = self._clock(self._rows.time)[:, None]
+        for at, wanted in ((self._rows.log_dose[:, column], there), (times, self._clock(ask.time))):
             related *= np.exp(-np.nansum((at - np.asarray(wanted)) ** 2, axis=1) / 20)
         context = self.measured.rows["context"].to_numpy(int)
         kernel = self._contexts(ask.place.control)[0] @ ask.place.weights

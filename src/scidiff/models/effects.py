@@ -19,7 +19,7 @@ from scidiff.errors import InputError, closest
 from scidiff.models import effect_measured, effect_prior
 from scidiff.models.effect_curves import Curves
 from scidiff.models.effect_groups import GroupStats
-from scidiff.models.effect_measured import Measured, canonical
+from scidiff.models.effect_measured import Measured, canonical, joined
 from scidiff.models.effect_prior import FEW_CONTEXT_SHARE, FEW_CONTEXTS, Prior
 from scidiff.models.effect_process import Asked, Place, Process
 from scidiff.models.effect_ridge import FeatureRidge
@@ -125,6 +125,9 @@ class EffectModel:
             note = ["dose 0 is exactly no effect"] if len(perturbation) else []
             return Effect(np.zeros(n_genes), np.zeros(n_genes), 0.0, "dose" if note else "seen", note)
 
+        together = joined(parts, doses, measured.parts)
+        if set(together[0]) <= set(measured.parts):
+            parts, doses = together
         control = None if control_mean is None else np.asarray(control_mean, dtype=float)
         place, notes = self._place(context, control)
         ask = Asked(parts, doses, np.nan if time is None else float(time), place)

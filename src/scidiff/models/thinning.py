@@ -43,12 +43,15 @@ class Thinning:
     power
         Cells count in the loss as the number of molecules they lost to this power. 0: all alike; 1: the likelihood of
         the molecules, in which the deepest cells speak loudest.
+    own_counts
+        Update what the network says of a gene by the cell's count of it: :mod:`scidiff.models.own_counts`.
     """
 
     empty: float = 0.05
     uniform: float = 0.5
     middle: bool = False
     power: float = 0.0
+    own_counts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("empty", "uniform"):

@@ -9,7 +9,7 @@ prediction of those that sequencing missed. Given the cell, the mean of rho is t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -18,27 +18,51 @@ from scidiff.models.gaussian import GaussianNoise
 from scidiff.sampling.guidance import Gain
 from scidiff.sampling.solvers import Denoiser, ancestral
 
+#: a share of a cell's molecules that is none
+TINY = 1e-12
+
+
+class CountDenoiser(Protocol):
+    """What caution needs of :class:`scidiff.models.denoiser.Denoiser`: its prediction in two steps."""
+
+    def expected(self, x_noisy: Tensor, level: Tensor, cond: Any) -> Tensor:
+        """Return logits, shape (n_cells, n_genes), that leave out what each gene's own count says of it."""
+        ...
+
+    def updated(self, prediction: Tensor, x_noisy: Tensor, level: Tensor) -> Tensor:
+        """Return logits that take it in."""
+        ...
+
 
 class Cautious:
-    """Believe a prediction gene by gene: ``prediction = pooled + trust (p - pooled)``, for thinning (logits).
+    """Believe the network gene by gene, and every cell's own counts in full; for thinning (logits).
+
+        p  ->  pooled (p / pooled)^trust c^trust  ->  updated by own counts
+
+    A gene without trust keeps its pooled share of the molecules, whatever the others do: c, one number per cell, takes
+    what genes with trust win or lose from these alone.
 
     Parameters
     ----------
     denoiser
-        Any denoiser.
+        A denoiser of counts.
     pooled
         What to believe otherwise: the log composition of all cells together, shape (n_genes,).
     trust
         From 0 to 1, shape (n_genes,): whether the other genes of a cell foretell the gene.
     """
 
-    def __init__(self, denoiser: Denoiser, pooled: Tensor, trust: Tensor) -> None:
-        self.denoiser, self.pooled, self.trust = denoiser, pooled, trust
+    def __init__(self, denoiser: CountDenoiser, pooled: Tensor, trust: Tensor) -> None:
+        self.denoiser, self.pooled, self.trust = denoiser, torch.log_softmax(pooled, dim=0), trust
+        self.kept = (1 - trust) @ self.pooled.exp()  # share of the molecules that does not change
 
     def __call__(self, x_noisy: Tensor, level: Tensor, cond: Any = None) -> Tensor:
-        """Return the tempered prediction, shape (n_cells, n_genes)."""
-        logits = torch.log_softmax(self.denoiser(x_noisy, level, cond), dim=1)
-        return self.pooled + self.trust * (logits - self.pooled)
+        """Return the prediction, shape (n_cells, n_genes)."""
+        logits = torch.log_softmax(self.denoiser.expected(x_noisy, level, cond), dim=1)
+        logits = self.pooled + self.trust * (logits - self.pooled)
+        share = (logits.exp() @ self.trust).clamp_min(TINY)
+        scale = ((1 - self.kept).clamp_min(TINY) / share).log()
+        return self.denoiser.updated(logits + self.trust * scale[:, None], x_noisy, level)
 
 
 @torch.no_grad()

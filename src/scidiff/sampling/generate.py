@@ -26,6 +26,8 @@ def generate(
     guided: Denoiser | None = None,
     solver: Callable[..., Tensor] | None = None,
     gain: float = 1.0,
+    steered: Callable[[Denoiser], Denoiser] | None = None,
+    start: Tensor | None = None,
     generator: Generator,
     on_cells: Callable[[Tensor], None],
 ) -> None:
@@ -45,6 +47,11 @@ def generate(
         Gaussian noise: any of :mod:`scidiff.sampling.solvers` (default: DPM-Solver++(2M)). Thinning has one.
     gain
         Thinning: factor on what a cell's own molecules say (:class:`~scidiff.sampling.guidance.Gain`).
+    steered
+        Wraps the guided denoiser of every chunk, such as :class:`~scidiff.sampling.steering.Steered`.
+    start
+        Thinning: molecules that the cells have at first, shape (n_cells, n_genes); none of them is lost. None: no
+        molecules.
     generator
         Source of randomness.
     on_cells
@@ -52,15 +59,19 @@ def generate(
     """
     process = denoiser.process
     n_genes = len(denoiser.anchor.base)
-    for start in range(0, len(cond), CHUNK):
-        part = cond[start : start + CHUNK].to(denoiser.device)
+    wrap = steered or (lambda plain: plain)
+    for begin in range(0, len(cond), CHUNK):
+        part = cond[begin : begin + CHUNK].to(denoiser.device)
         x = torch.zeros(len(part), n_genes, device=denoiser.device)
         if isinstance(process, GaussianNoise):
             levels = process.levels(n_steps)
             x = process.corrupt(x, levels[:1].expand(len(part)), generator=generator)
-            x = (solver or dpmpp_2m)(guided or denoiser, x, levels, part, generator=generator)
+            x = (solver or dpmpp_2m)(wrap(guided or denoiser), x, levels, part, generator=generator)
         else:
-            levels = process.levels(part.depth, n_steps)
+            if start is not None:
+                x = start[begin : begin + CHUNK].to(x)
+            levels = process.levels(part.depth, n_steps, start=x.sum(dim=1))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16()):
-                x = ancestral(Gain(guided or denoiser, gain), x, levels, part, process=process, generator=generator)
+                full = wrap(Gain(guided or denoiser, gain))
+                x = ancestral(full, x, levels, part, process=process, generator=generator)
         on_cells(x.cpu())

@@ -111,5 +111,5 @@ class Gain:
             starts_empty = not bool(level.any())
             self._empty = (
                 prediction if starts_empty else self.denoiser(torch.zeros_like(x_noisy), torch.zeros_like(level), cond)
-            )
+            ).detach()
         return self._empty + self.gain * (prediction - self._empty)

@@ -16,12 +16,12 @@ import torch
 from scipy import sparse
 
 from scidiff.data.cells import Cells
-from scidiff.data.scaling import log1p_cp10k, row_sums
+from scidiff.data.scaling import row_sums
 from scidiff.errors import InputError, closest
 from scidiff.model import TrainedModel
 from scidiff.sampling.generate import generate as sample
 from scidiff.sampling.guidance import ClassifierFree
-from scidiff.tasks.requests import checked_depth, obs_column
+from scidiff.tasks.requests import as_cells, checked_depth
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,10 +82,11 @@ def generate(
         on_cells=collect,
     )
     stack = sparse.vstack(chunks, format="csr") if model.standardizer is None else np.concatenate(chunks)
-    return _as_anndata(
-        model,
-        stack,
-        table,
+    made = as_cells(model, stack, table)
+    scales = {"X": "log1p(CP10k)" if model.counted else "training scale"}
+    made.uns["scidiff"] = model.provenance(
+        "generate",
+        scales | ({"counts": "counts"} if model.standardizer is None else {}),
         condition="as in training" if condition is None else asked.to_json(orient="records"),
         depth="as in training" if depth is None else "as asked",
         seed=seed,
@@ -93,6 +94,7 @@ def generate(
         solver=getattr(getattr(solver, "func", solver), "__name__", "default"),
         guidance=dict(guidance) if isinstance(guidance, Mapping) else float(guidance),
     )
+    return made
 
 
 def calibrated_gain(model: TrainedModel, cells: Cells, *, seed: int) -> float:
@@ -132,22 +134,3 @@ def _refuse_useless(model: TrainedModel, *, depth: Any, solver: Any, guidance: A
     known = model.vocabulary.attributes
     if isinstance(guidance, Mapping) and (unknown := [name for name in guidance if name not in known]):
         raise InputError(f"guidance names {unknown[0]!r}, not an attribute of this model{closest(unknown[0], known)}")
-
-
-def _as_anndata(model: TrainedModel, x: Any, table: pd.DataFrame, **how: Any) -> AnnData:
-    """Return sampled values as AnnData with conditions and provenance."""
-    from anndata import AnnData
-
-    schema = model.schema
-    obs = table.rename(columns=schema.columns).set_axis([f"cell{i}" for i in range(len(table))], axis=0)
-    obs = obs.apply(obs_column)
-    var = pd.DataFrame(index=pd.Index(model.genes))
-    if model.standardizer is None:
-        out = AnnData(log1p_cp10k(x), obs=obs, var=var, layers={"counts": x})
-        scales = {"X": "log1p(CP10k)", "counts": "counts"}
-    else:
-        values = np.maximum(model.standardizer.inverse(x), 0)
-        out = AnnData(values, obs=obs, var=var)
-        scales = {"X": "log1p(CP10k)" if model.counted else "training scale"}
-    out.uns["scidiff"] = model.provenance("generate", scales, **how)
-    return out

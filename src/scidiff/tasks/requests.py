@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
 
+from scidiff.data.scaling import log1p_cp10k
 from scidiff.errors import InputError
+from scidiff.model import TrainedModel
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: molecules a generated cell may have; every one of them is drawn
 MAX_DEPTH = 10_000_000
@@ -27,3 +34,18 @@ def obs_column(column: pd.Series) -> pd.Series:
     if len(given) and not given.map(lambda value: isinstance(value, str)).any():
         return column.astype(float)
     return column.astype(object).where(column.isna(), column.astype(str)).fillna("unknown")
+
+
+def as_cells(model: TrainedModel, x: Any, table: pd.DataFrame) -> AnnData:
+    """Return sampled values as AnnData with their canonical conditions in obs.
+
+    ``x``: counts (csr), or standardised expression, shape (n_cells, n_genes).
+    """
+    from anndata import AnnData
+
+    obs = table.rename(columns=model.schema.columns).set_axis([f"cell{i}" for i in range(len(table))], axis=0)
+    obs = obs.apply(obs_column)
+    var = pd.DataFrame(index=pd.Index(model.genes))
+    if model.standardizer is None:
+        return AnnData(log1p_cp10k(x), obs=obs, var=var, layers={"counts": x})
+    return AnnData(np.maximum(model.standardizer.inverse(x), 0), obs=obs, var=var)

@@ -1,0 +1,125 @@
+"""What the scripts beside this one share: an environment of their own, exported cells in, predicted cells out.
+
+It needs the standard library to make the environment, and there only anndata, pandas, numpy and scipy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PLACE = Path(os.environ.get("SCIDIFF_PEERS", Path.home() / ".cache" / "scidiff-peers"))
+
+
+def in_environment(name: str, *requirements: str, python: str = "python3") -> None:
+    """Go on in the virtual environment ``name`` (below SCIDIFF_PEERS), which is made and filled where it is missing.
+
+    ``python``: the interpreter that the packages need, on the PATH.
+    """
+    place = PLACE / name
+    if Path(sys.prefix).resolve() == place.resolve():
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # scripts are named as packages are
+        return
+    inside = str(place / "bin" / "python")
+    if not (place / "ready").exists():
+        if shutil.which(python) is None:
+            sys.exit(f"{name} needs {python} on the PATH")
+        print(f"making {place}", file=sys.stderr, flush=True)
+        subprocess.run([python, "-m", "venv", "--clear", place], check=True)
+        subprocess.run([inside, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        (place / "ready").touch()
+    os.execv(inside, [inside, *sys.argv])
+
+
+@dataclass
+class Unit:
+    """One thing held out: training cells, control cells to start from, conditions asked for, and the schema."""
+
+    name: str
+    train: Any
+    source: Any
+    asked: list[dict[str, Any]]
+    schema: dict[str, Any]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The obs column of each role that has one."""
+        return {role: self.schema[role] for role in ("perturbation", "dose", "time") if self.schema[role]}
+
+    def contexts(self, adata) -> Any:
+        """Return the context of every cell as one text."""
+        columns = list(self.schema["context"])
+        return adata.obs[columns].astype(str).agg("|".join, axis=1) if columns else adata.obs_names.map(lambda _: "all")
+
+    def is_control(self, adata) -> Any:
+        """Return a mask of the control cells."""
+        return (adata.obs[self.schema["perturbation"]].astype(str) == self.schema["control"]).to_numpy()
+
+    def parts(self, perturbation: str) -> list[str]:
+        """Return the single perturbations of a combination."""
+        sep = self.schema["combination_sep"]
+        return perturbation.split(sep) if sep else [perturbation]
+
+    def cells(self, source, x, condition: dict[str, Any]) -> Any:
+        """Return the log expression ``x`` of cells made from ``source``, labelled with the condition asked for."""
+        import anndata
+        import numpy as np
+        from scipy import sparse
+
+        obs = source.obs.copy()
+        for role, value in condition.items():
+            obs[self.columns[role]] = value
+        name = "-".join(map(str, condition.values()))
+        obs.index = [f"{self.name}-{name}-{cell}" for cell in source.obs_names]
+        x = sparse.csr_matrix(np.maximum(np.asarray(x, dtype=np.float32), 0))
+        return anndata.AnnData(x, obs=obs, var=source.var[[]])
+
+
+def units(folder: Path) -> Iterator[Unit]:
+    """Yield what `scidiff benchmark --task predict --export` wrote."""
+    import anndata
+    import pandas as pd
+
+    for place in sorted(path.parent for path in folder.glob("*/asked.csv")):
+        train, source = (anndata.read_h5ad(place / f"{name}.h5ad") for name in ("train", "source"))
+        asked = pd.read_csv(place / "asked.csv").to_dict("records")
+        yield Unit(place.name, train, source, asked, json.loads((place / "schema.json").read_text()))
+
+
+def logged(adata) -> Any:
+    """Return a copy with log1p(CP10k) in ``X``, dense; log expression stays as it is."""
+    import numpy as np
+    from scipy import sparse
+
+    out = adata.copy()
+    x = np.asarray(out.X.todense() if sparse.issparse(out.X) else out.X, dtype=np.float32)
+    if (x == np.rint(x)).all():
+        x = np.log1p(1e4 * x / np.maximum(x.sum(axis=1, keepdims=True), 1))
+    out.X = x
+    return out
+
+
+def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], **settings: int) -> None:
+    """Predict every unit of the folder in the first argument, and write the file in the second."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.split("\n")[0])
+    parser.add_argument("export", type=Path, help="folder written by scidiff benchmark --task predict --export")
+    parser.add_argument("out", type=Path, help="predicted cells, one h5ad file for all units")
+    for name, value in settings.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    import anndata
+
+    made = []
+    for unit in units(args.export):
+        print(unit.name, ", ".join(str(list(condition.values())) for condition in unit.asked), flush=True)
+        made += predict(unit, args)
+    anndata.concat(made, join="outer", fill_value=0).write_h5ad(args.out, compression="gzip")

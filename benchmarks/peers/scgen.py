@@ -1,0 +1,41 @@
+"""scGen (Lotfollahi et al. 2019) of pertpy: a variational autoencoder, the effect a vector between latent means.
+
+    python benchmarks/peers/scgen.py EXPORT scgen.h5ad [--epochs 100]
+
+Settings of pertpy's tutorial: 2 layers of 800, 100 latent, batches of 32, early stopping after 25 epochs. The vector is
+that of all training contexts together; perturbations that training cells do not have are left out.
+"""
+
+from __future__ import annotations
+
+from exchange import Unit, in_environment, logged, run
+
+# statsmodels 0.15 lacks what pertpy 1.0 imports; filelock is not among its requirements, but imported
+in_environment("scgen", "pertpy==1.0.3", "scvi-tools[jax]", "statsmodels<0.15", "filelock")
+
+
+def predict(unit: Unit, args) -> list:
+    """Return the predicted cells of one unit."""
+    import pertpy
+
+    column = unit.schema["perturbation"]
+    train, source = logged(unit.train), logged(unit.source)
+    for adata in (train, source):
+        adata.obs["_context"] = unit.contexts(adata).astype(str)
+        adata.obs[column] = adata.obs[column].astype(str)
+    pertpy.tl.Scgen.setup_anndata(train, batch_key=column, labels_key="_context")
+    model = pertpy.tl.Scgen(train)
+    model.train(max_epochs=args.epochs, batch_size=32, early_stopping=True, early_stopping_patience=25)
+    made = []
+    for condition in unit.asked:
+        if condition["perturbation"] not in set(train.obs[column]):
+            continue
+        cells, _ = model.predict(
+            ctrl_key=unit.schema["control"], stim_key=condition["perturbation"], adata_to_predict=source
+        )
+        made.append(unit.cells(unit.source, cells.X, condition))
+    return made
+
+
+if __name__ == "__main__":
+    run(predict, epochs=100)

@@ -1,0 +1,187 @@
+"""Attribute: which perturbation, regulator or drug would cause a phenotype.
+
+One question, an effect on genes, is asked of up to three kinds of evidence: the perturbations that were in training (a
+posterior over them), a network of regulators, and signatures of drugs. All answers stand in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scidiff.data.cells import read_cells
+from scidiff.data.scaling import log1p_cp10k
+from scidiff.errors import InputError
+from scidiff.integration.attribution import Library, Query, cosine, empirical_bayes_lda, from_genes
+from scidiff.integration.drugs import rank_drugs, up_down
+from scidiff.integration.regulators import rank_regulators
+from scidiff.integration.signatures import Signatures
+from scidiff.model import TrainedModel
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: columns of every ranking, in this order; those of single methods come between
+FIRST, LAST = ("kind", "name", "rank"), ("p_value", "fdr", "leading_genes", "source")
+N_LEADING = 10
+
+
+def attribute(
+    model: TrainedModel,
+    cells: AnnData | None = None,
+    *,
+    reference: AnnData | None = None,
+    up: Sequence[str] = (),
+    down: Sequence[str] = (),
+    effect: Mapping[str, float] | pd.Series | None = None,
+    network: pd.DataFrame | None = None,
+    signatures: Signatures | None = None,
+    direction: str = "mimic",
+    pairs: bool = False,
+    layer: str | None = None,
+) -> pd.DataFrame:
+    """Return the ranking; see :meth:`scidiff.ScIDiff.attribute`."""
+    given = [cells is not None, bool(up or down), effect is not None]
+    if sum(given) != 1:
+        raise InputError("attribute takes one of: cells, gene names as up= and down=, or an effect=")
+    if model.library is None and network is None and signatures is None:
+        raise InputError(
+            "this model knows no perturbation with control cells, so it has nothing to name; give network= or "
+            "signatures="
+        )
+    question = _asked(model, cells, reference, up, down, effect, layer)
+    tables = []
+    if model.library is not None:
+        tables.append(_perturbations(model.library, question, direction=direction, pairs=pairs))
+    if network is not None:
+        tables.append(
+            rank_regulators(
+                question.effect * (1 if direction == "mimic" else -1),
+                network,
+                cells=question.cells if direction == "mimic" else None,
+                leave_out=question.steered,
+            )
+        )
+    if signatures is not None:
+        tables.append(rank_drugs(question.effect, signatures, direction=direction, leave_out=question.steered))
+    table = pd.concat(tables, ignore_index=True)
+    table["leading_genes"] = [" ".join(genes) if isinstance(genes, list) else genes for genes in table["leading_genes"]]
+    return table[[*FIRST, *(name for name in table if name not in (*FIRST, *LAST)), *LAST]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """An effect on the model's genes, where it comes from, and what is no evidence.
+
+    ``effect``: change of mean log1p(CP10k), or signs. ``query``: for the library; None where only names were given.
+    ``cells``: log1p(CP10k) of treated and control cells.
+    """
+
+    effect: pd.Series
+    query: Query | None
+    up: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    cells: tuple[sparse.csr_matrix, sparse.csr_matrix] | None = None
+    steered: tuple[str, ...] = ()
+
+
+def _asked(
+    model: TrainedModel,
+    cells: AnnData | None,
+    reference: AnnData | None,
+    up: Sequence[str],
+    down: Sequence[str],
+    effect: Mapping[str, float] | pd.Series | None,
+    layer: str | None,
+) -> _Question:
+    genes = pd.Index(model.genes)
+    if cells is not None:
+        treated, control = _logged(model, cells, layer), _control(model, cells, reference, layer)
+        change = np.asarray(treated.mean(axis=0) - control.mean(axis=0)).ravel()
+        told: Any = cells.uns.get("scidiff", {})
+        steered = tuple(map(str, told.get("genes", ()))) if told.get("verb") == "design" else ()
+        return _Question(
+            pd.Series(change, genes), Query.of(treated, control), cells=(treated, control), steered=steered
+        )
+    if effect is None:
+        return _Question(up_down(up, down), None, tuple(up), tuple(down))
+    change = pd.Series(effect, dtype=float)
+    if not (known := change.index.isin(genes)).any():
+        raise InputError(
+            "none of the effect's genes is one of the model; are both named alike (symbols or Ensembl ids)?"
+        )
+    asked: Query | None = None
+    if model.library is not None:
+        asked = Query.of_effect(change[known].reindex(genes, fill_value=0.0).to_numpy(), model.library)
+    return _Question(change, asked)
+
+
+def _logged(model: TrainedModel, adata: AnnData, layer: str | None) -> sparse.csr_matrix:
+    cells = read_cells(adata, genes=model.genes, layer=layer)
+    return sparse.csr_matrix(log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x)
+
+
+def _control(model: TrainedModel, cells: AnnData, reference: AnnData | None, layer: str | None) -> sparse.csr_matrix:
+    """Return log1p(CP10k) of the control cells to compare with: of the same contexts, given or the model's own."""
+    schema = model.schema
+    if reference is not None:
+        table, logged = model.conditions_of(reference), _logged(model, reference, layer)
+    else:
+        table, x = model.reference.conditions, model.reference.x
+        logged = sparse.csr_matrix(log1p_cp10k(x) if model.counted else x)
+    rows = np.ones(len(table), dtype=bool)
+    if schema.perturbation is not None and table["perturbation"].notna().any():
+        rows = schema.is_control(table)
+    own = model.conditions_of(cells)
+    for name in schema.context:
+        if (said := own[name].dropna()).size and table[name].notna().any():
+            rows &= table[name].isin(said.unique()).to_numpy()
+    if rows.sum() < 2:
+        raise InputError("there are no control cells of these contexts to compare with; give them as reference=")
+    return logged[rows]
+
+
+def _perturbations(library: Library, question: _Question, *, direction: str, pairs: bool) -> pd.DataFrame:
+    """Return the ranking of the conditions that were in training."""
+    if direction != "mimic":
+        if question.query is None:
+            table = from_genes(library, up=question.down, down=question.up)
+            return _as_ranking(library, table.rename(columns={"score": "genes"}), question, sign=-1.0)
+        turned = Query(2 * library.control - _moved(library, question.query), question.query.n)
+        question = _Question(question.effect, turned)
+    if question.query is None:
+        table = from_genes(library, up=question.up, down=question.down)
+        return _as_ranking(library, table.rename(columns={"score": "genes"}), question, sign=1.0)
+    table = empirical_bayes_lda(library, question.query, pairs=pairs).rename(columns={"score": "lda"})
+    plain = cosine(library, question.query, pairs=pairs).set_index("name")["score"]
+    table["cosine"] = table["name"].map(plain)
+    return _as_ranking(library, table, question, sign=1.0 if direction == "mimic" else -1.0)
+
+
+def _moved(library: Library, query: Query) -> np.ndarray:
+    """Return the mean of a query as it would be in the library's batches, shape (n_genes,)."""
+    return query.mean - library.shift(query)
+
+
+def _as_ranking(library: Library, table: pd.DataFrame, question: _Question, *, sign: float) -> pd.DataFrame:
+    effect = sign * question.effect.reindex(list(library.genes), fill_value=0.0).to_numpy()
+    shrunk = dict(zip(library.names, library.shrunk, strict=True))
+    genes = np.array(library.genes)
+    leading = []
+    for name in table["name"]:
+        both = sum(shrunk[part] for part in ([name] if name in shrunk else library.parts(name))) * effect
+        best = np.argsort(-both)[:N_LEADING]
+        leading.append(list(genes[best[both[best] > 0]]))
+    return table.assign(
+        kind="perturbation",
+        rank=np.arange(1, len(table) + 1),
+        p_value=np.nan,
+        fdr=np.nan,
+        leading_genes=leading,
+        source="training cells",
+    )
