@@ -186,6 +186,18 @@ def denoise(*words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> lis
     return ["denoise", "model", data, "--out", out, *words]
 
 
+def design(*words: str, out: str = "out.h5ad") -> list[str]:
+    return ["design", "model", "--out", out, "--n", "3", *words]
+
+
+def attribute(*words: str, out: str = "ranking.csv") -> list[str]:
+    return ["attribute", "model", "--out", out, *words]
+
+
+def benchmark(task: str, *words: str, data: str = "cells.h5ad", out: str = "judged") -> list[str]:
+    return ["benchmark", data, "--task", task, "--out", out, *words]
+
+
 def other_hdf5(box: Box) -> list[str]:
     with h5py.File("tenx.h5", "w") as file:
         file["matrix/data"] = np.zeros(3)
@@ -337,6 +349,32 @@ def nothing_the_model_knows(box: Box) -> Callable:
     return partial(fitted().denoise, AnnData(x.tocsr(), obs=cells.obs, var=genes))
 
 
+def design_from_logs(box: Box) -> Callable:
+    return partial(of_logs()[0].design, sd.Phenotype(up=["G1"]), 3)
+
+
+def design_of_a_denoiser(box: Box) -> Callable:
+    model = sd.ScIDiff.fit(good(), SCHEMA, denoise_only=True, **SMALL, config=sd.TrainConfig(**CONFIG))
+    return partial(model.design, sd.Phenotype(up=["G1"]), 3)
+
+
+def nothing_to_name(box: Box) -> Callable:
+    model = sd.ScIDiff.fit(good(), sd.Schema(context="cell_type"), **SMALL, config=sd.TrainConfig(**CONFIG))
+    return partial(model.attribute, up=["G1"])
+
+
+def no_control_to_compare_with(box: Box) -> Callable:
+    cells = good()
+    treated = cells[cells.obs["drug"] != "DMSO"].copy()
+    return partial(fitted().attribute, treated, reference=treated)
+
+
+def benchmark_damaged(box: Box) -> list[str]:
+    Path("judged").mkdir()
+    box.text("judged/request.json", "{")
+    return benchmark("predict", *ROLES, "--split", "cell_type=each", "--resume")
+
+
 def existing_store(box: Box, words: list[str]) -> list[str]:
     Path(words[words.index("--out") + 1]).mkdir()
     return words
@@ -486,6 +524,79 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "predicted over its input": lambda box: predict("drug=A", out="cells.h5ad"),
     "logs to predict from": lambda box: predict("drug=A", data=box.spoil(logged)),
     "no perturbation to learn": no_perturbation_to_learn,
+    # design
+    "design nothing": lambda box: design(),
+    "gene to design unknown": lambda box: design("--up", "g29"),
+    "level in words": lambda box: design("--up", "G1=high"),
+    "level out of range": lambda box: design("--up", "G1=50"),
+    "no wish": lambda box: design("--up", "=2"),
+    "up and down": lambda box: design("--up", "G1", "--down", "G1"),
+    "clamp without level": lambda box: design("--clamp", "G1"),
+    "clamped and steered": lambda box: design("--up", "G1", "--clamp", "G1=0"),
+    "clamped beyond a cell": lambda box: design("--clamp", "G1=9", "--clamp", "G2=9"),
+    "TF without network": lambda box: design("--up", "TF:STAT1"),
+    "unknown TF": lambda box: design("--up", "TF:STAT", "--network", box.text("net.csv", "source,target\nSTAT1,G1\n")),
+    "network without columns": lambda box: design("--up", "TF:A", "--network", box.text("net.csv", "a,b\nA,G1\n")),
+    "sets without tabs": lambda box: design("--up", "exhaustion", "--sets", box.text("sets.gmt", "exhaustion G1 G2\n")),
+    "signature without numbers": lambda box: design("--signature", box.text("change.csv", "gene,change\nG1,up\n")),
+    "no phenotype file": lambda box: design("--phenotype", "wish.yaml"),
+    "phenotype with unknown key": lambda box: design("--phenotype", box.text("wish.yaml", "upp: [G1]\n")),
+    "phenotype of no keys": lambda box: design("--phenotype", box.text("wish.yaml", "G1\n")),
+    "context to design unknown": lambda box: design("--up", "G1", "--condition", "cell_type=CD4"),
+    "keep without cells": lambda box: design("--up", "G1", "--keep", "0.2"),
+    "keep more than all": lambda box: design("--up", "G1", "--from", "cells.h5ad", "--keep", "2"),
+    "where without cells": lambda box: design("--up", "G1", "--where", "cell_type=CD8 T"),
+    "no cell to change": lambda box: design("--up", "G1", "--from", "cells.h5ad", "--where", "cell_type=NK"),
+    "logs to change": lambda box: design("--up", "G1", "--from", box.spoil(logged)),
+    "no cells to design": lambda box: ["design", "model", "--out", "out.h5ad", "--up", "G1", "--n", "0"],
+    "designed over its input": lambda box: design("--up", "G1", "--from", "cells.h5ad", out="cells.h5ad"),
+    "designed into a folder": lambda box: design("--up", "G1", out="model"),
+    "no phenotype": lambda box: partial(fitted().design, "G1", 3),
+    "design without counts": design_from_logs,
+    "design with a denoiser": design_of_a_denoiser,
+    # attribution
+    "nothing to attribute": lambda box: attribute(),
+    "cells and genes": lambda box: attribute("cells.h5ad", "--up", "G1"),
+    "attribute up and down": lambda box: attribute("--up", "G1", "--down", "G1"),
+    "no cells to attribute": lambda box: attribute("missing.h5ad"),
+    "attributed genes unknown": lambda box: attribute("--up", "g29"),
+    "effect of other genes": lambda box: attribute("--effect", box.text("effect.csv", "gene,change\nENSG1,2\n")),
+    "effect without numbers": lambda box: attribute("--effect", box.text("effect.csv", "gene,change\nG1,up\n")),
+    "no network file": lambda box: attribute("--up", "G1", "--network", "net.tsv"),
+    "no network in the file": lambda box: attribute("--up", "G1", "--network", box.text("net.csv", "a,b\nA,G1\n")),
+    "network as pickle": lambda box: attribute("--up", "G1", "--network", box.text("net.pkl", "x")),
+    "network of other genes": lambda box: attribute(
+        "--up", "G1", "--network", box.text("net.csv", "source,target,weight\nSTAT1,ISG15,1\n")
+    ),
+    "no signatures": lambda box: attribute("--up", "G1", "--signatures", box.text("drugs.csv", "a;b\n")),
+    "signatures of other genes": lambda box: attribute(
+        "--up", "G1", "--signatures", box.text("drugs.csv", "drug,target,weight\naspirin,PTGS2,-1\n")
+    ),
+    "attributed over its input": lambda box: attribute(
+        "--effect", box.text("e.csv", "gene,change\nG1,2\n"), out="e.csv"
+    ),
+    "attributed into a folder": lambda box: attribute("--up", "G1", out="model"),
+    "nothing to name": nothing_to_name,
+    "no control to compare with": no_control_to_compare_with,
+    # benchmarks
+    "unknown task": lambda box: benchmark("denoize"),
+    "no folder for results": lambda box: ["benchmark", "cells.h5ad", "--task", "predict", *ROLES],
+    "split of another task": lambda box: benchmark("design", *ROLES, "--split", "cell_type=each"),
+    "splits of another task": lambda box: benchmark("predict", *ROLES, "--splits", "2"),
+    "export of another task": lambda box: benchmark("design", *ROLES, "--export", "folder"),
+    "results into a model": lambda box: benchmark("predict", *ROLES, "--split", "cell_type=each", out="model"),
+    "benchmark without perturbation": lambda box: benchmark("predict", "--context", "cell_type"),
+    "split of unknown attribute": lambda box: benchmark("predict", *ROLES, "--split", "celltype=each"),
+    "split without value": lambda box: benchmark("predict", *ROLES, "--split", "cell_type"),
+    "predicted without name": lambda box: benchmark("predict", *ROLES, "--predicted", "other.h5ad"),
+    "benchmark resumed from a damaged run": benchmark_damaged,
+    "design benchmark without context": lambda box: benchmark("design", *ROLES[:4]),
+    "design benchmark of chosen genes": lambda box: benchmark(
+        "design", *ROLES, "--genes", box.text("genes.txt", "G0\nG1\n")
+    ),
+    "design benchmark of logs": lambda box: benchmark("design", *ROLES, data=box.spoil(logged)),
+    "design benchmark of few cells": lambda box: benchmark("design", *ROLES),
+    "denoise benchmark of logs": lambda box: benchmark("denoise", data=box.spoil(logged)),
     # evaluation
     "source without control": lambda box: evaluate("--source", "cells.h5ad"),
     "shared control cells": lambda box: evaluate("--source", "cells.h5ad", "--control", "cells.h5ad"),

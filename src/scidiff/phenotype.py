@@ -159,7 +159,9 @@ class Phenotype:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Phenotype:
-        """Return the phenotype in a YAML file: keys up, down, clamp, and sets, network, signature (as files).
+        """Return the phenotype in a YAML file: keys up, down, clamp, and sets, network, signature (paths from there).
+
+        Sets and signatures may also be written out. All values are read as text.
 
         Raises
         ------

@@ -197,6 +197,17 @@ def test_a_level_of_every_cell_is_met_by_every_cell_or_it_is_said(model, asked):
     assert said == [] or said[0].startswith(f"G0: {(~fine).sum()} of 80 cells")
 
 
+def test_a_level_that_every_cell_has_already_changes_nothing(model):
+    asked = sd.Phenotype(up=["G0>2"], down=["G1<9"])
+    made = quiet(model, asked)
+    assert made.uns["scidiff"]["verdict"] == SEEN_HERE
+    assert set(made.uns["scidiff"]["strength"].values()) == {0}
+    assert len(made.uns["scidiff"]["text"]) == 1
+    source = cells("B", "rest", 20)
+    same = quiet(model, asked, None, cells=source)
+    np.testing.assert_allclose(mean(same), mean(log(source)), atol=0.02)
+
+
 def test_a_level_that_cells_cannot_have_is_said(model):
     made = quiet(model, sd.Phenotype(up=["G30>9"]))
     assert "G30: 80 of 80 cells are not above 9, as every cell shall be" in made.uns["scidiff"]["text"]
@@ -339,6 +350,10 @@ def per_gene(x):
     return x
 
 
+def of_other_genes(x):
+    return x @ torch.ones(7)
+
+
 def not_finite(x):
     return (x[:, 0] - 100).log()
 
@@ -348,6 +363,7 @@ def not_finite(x):
     [
         (per_gene, "the function per_gene must return one number per cell"),
         (as_numbers, "the function as_numbers must return one number per cell"),
+        (of_other_genes, "the function of_other_genes fails for log1p.* of shape \\(2, 40\\): "),
         (no_gradient, "the function no_gradient has no gradient"),
         (not_finite, "the function not_finite is not finite for real cells"),
     ],
@@ -364,7 +380,7 @@ def test_a_model_that_knows_perturbations():
     """Without its name the state is found among all cells; with it, or its control, among those of that name."""
     schema = sd.Schema(perturbation="drug", control="none", context=["cell_type"])
     model = sd.ScIDiff.fit(atlas(), schema, **TINY | {"config": sd.TrainConfig(steps=40, batch_size=64)})
-    asked = sd.Phenotype(up=ON)
+    asked = sd.Phenotype(up=["marked=6.6"], sets={"marked": ["G0", "G1", "G2", "G3"]})
     made = {
         drug: quiet(model, asked, None, condition={"cell_type": "B"} | ({"drug": drug} if drug else {}))
         for drug in (None, "on", "none")
@@ -377,13 +393,14 @@ def test_a_model_that_knows_perturbations():
         "none": ["none"],
     }
     for drug in ("on", "none"):
-        np.testing.assert_allclose(mean(made[drug])[:3], 6, atol=0.3)
+        assert mean(made[drug])[:4].mean() == pytest.approx(6.6, abs=0.3)
         assert change(made[drug], "B")[FALL].mean() < -0.5
 
 
-def test_a_model_without_contexts():
-    model = sd.ScIDiff.fit(atlas(), **TINY)
-    made = quiet(model, sd.Phenotype(up=ON), None)
+def test_a_model_without_contexts(tmp_path):
+    model = sd.ScIDiff.fit(atlas(), **TINY | {"config": sd.TrainConfig(steps=40, batch_size=64)})
+    made = quiet(model, sd.Phenotype(up=["IFN/a, b"], sets={"IFN/a, b": ["G0", "G1", "G2"]}), None)
+    made.write_h5ad(tmp_path / "made.h5ad")
     assert made.uns["scidiff"]["verdict"] == SEEN_HERE
     assert made.uns["scidiff"]["text"][0].startswith("this model: ")
     assert made.n_obs == 80
@@ -409,11 +426,14 @@ def test_models_that_cannot_design():
     ("options", "message"),
     [
         ({"n": 0}, "n=0"),
+        ({"n": 2.5}, "n=2.5"),
+        ({"n": "5"}, "n='5'"),
         ({"n_steps": 0}, "n_steps=0"),
         ({"seed": -1}, "seed=-1"),
         ({"depth": 0}, "depth must be"),
         ({"depth": np.ones(3)}, "one for each of the 9 cells"),
         ({"keep": 0.5}, "of the cells given as cells="),
+        ({"condition": "B"}, "name the attribute, such as {'cell_type': 'B'}"),
         ({"condition": {"cell_type": "Bee"}}, "unknown cell_type 'Bee'"),
         ({"condition": {"celltype": "B"}}, "unknown attribute 'celltype'; nearest: 'cell_type'"),
         ({"condition": {"cell_type": ["B", "T"]}}, "give one value each"),
@@ -422,6 +442,7 @@ def test_models_that_cannot_design():
         ({"phenotype": ["G0"]}, r"design takes a Phenotype, such as .*, not \['G0'\]"),
         ({"phenotype": sd.Phenotype(up=["G400"])}, "gene 'G400' is not one of the model; nearest"),
         ({"phenotype": sd.Phenotype(clamp={"X": 0})}, "gene 'X' is not one of the model"),
+        ({"phenotype": sd.Phenotype(clamp=dict.fromkeys(GENES, 0))}, "every gene of the model is clamped"),
         ({"guidance": {"celltype": 2}}, "celltype"),
         ({"guidance": float("nan")}, "guidance weight nan must be finite"),
         ({"cells": cells("B", "rest", 5), "keep": 2}, "keep=2"),

@@ -215,7 +215,7 @@ def joined(
 
 def _told_apart(measured: Iterable[tuple[str, ...]]) -> set[str]:
     """Names of the parts whose own effects follow from what was measured."""
-    combinations, known = set(measured), set()
+    combinations, known = set(measured), set[str]()
     while new := {part for parts in combinations for part in parts if set(parts) - known == {part}}:
         known |= new
     return known

@@ -35,7 +35,7 @@ from scidiff.sampling.generate import CHUNK
 from scidiff.sampling.generate import generate as sample
 from scidiff.sampling.guidance import ClassifierFree, Gain
 from scidiff.sampling.perturb import counterfactual
-from scidiff.sampling.steering import Calibration, Steered, calibrated
+from scidiff.sampling.steering import MIN_WAY, Calibration, Steered, calibrated
 from scidiff.tasks.denoise import posterior
 from scidiff.tasks.predict import DEALING_GAIN, on_host
 from scidiff.tasks.requests import as_cells, checked_depth
@@ -83,8 +83,13 @@ def design(
     """Return designed cells; see :meth:`scidiff.ScIDiff.design`."""
     if not isinstance(phenotype, Phenotype):
         raise InputError(f"design takes a Phenotype, such as Phenotype(up=['IL2RA']), not {phenotype!r}")
-    if n < 1 or n_steps < 1 or seed < 0:
-        raise InputError(f"n={n}, n_steps={n_steps}, seed={seed}: n and n_steps must be at least 1, seed at least 0")
+    whole = all(isinstance(number, int | np.integer) for number in (n, n_steps, seed))
+    if not whole or n < 1 or n_steps < 1 or seed < 0:
+        raise InputError(
+            f"n={n!r}, n_steps={n_steps!r}, seed={seed!r}: must be whole numbers, n and n_steps from 1, seed from 0"
+        )
+    if isinstance(condition, str):
+        raise InputError(f"condition={condition!r}: name the attribute, such as {{'cell_type': {condition!r}}}")
     if keep is not None and (cells is None or not 0 <= keep <= 1):
         raise InputError(f"keep={keep}: the share of molecules to keep, from 0 to 1, of the cells given as cells=")
     if "sample" not in set(model.history["stage"]):
@@ -158,12 +163,19 @@ class Question:
     def check(self) -> None:
         """Raise for a phenotype of other genes, a context never seen, or functions that cells cannot be steered by."""
         some = np.flatnonzero(self.here)[:2]
-        assert self.weights.shape[1] == len(self.phenotype.wishes)
+        if self.weights.shape[0] == len(self.phenotype.clamp):
+            raise InputError("every gene of the model is clamped; leave some to the model")
         logged = torch.from_numpy(log1p_cp10k(self.model.reference.x[some].toarray())).to(self.model.denoiser.device)
         for wish in self.phenotype.wishes:
             if wish.function is None:
                 continue
-            out = wish.function(logged.requires_grad_())
+            try:
+                out = wish.function(logged.requires_grad_())
+            except Exception as error:
+                shape = tuple(logged.shape)
+                raise InputError(
+                    f"the function {wish.name} fails for log1p(CP10k) of shape {shape}: {error}"
+                ) from error
             if not isinstance(out, torch.Tensor) or out.shape != (len(some),):
                 raise InputError(f"the function {wish.name} must return one number per cell, a tensor (n_cells,)")
             if not out.requires_grad:
@@ -273,10 +285,20 @@ class Question:
         return out
 
     @cached_property
+    def sides(self) -> np.ndarray:
+        """1 for wishes that ask for at least their level, -1 for at most, 0 for this level, shape (n_wishes,)."""
+        return np.array([{"above": 1, "below": -1}.get(wish.level, 0) for wish in self.phenotype.wishes])
+
+    def asked(self, levels: np.ndarray) -> np.ndarray:
+        """Return the levels that features with these shall have: their own, where that is more than enough."""
+        return np.where(self.sides * (levels - self.wanted) > 0, levels, self.wanted)
+
+    @cached_property
     def shares(self) -> np.ndarray:
         """How much of each wish the reference cells have, 0 typical of this context, 1 wanted, (n_cells, n_wishes)."""
         typical = self._real_denoised[self.here].mean(axis=0)
-        way = self.wanted - np.where(self.of_denoised, typical, self.typical)
+        level = np.where(self.of_denoised, typical, self.typical)
+        way = self.asked(level) - level
         far = np.abs(way) > 1e-3
         return np.where(far, (self._real_denoised - typical) / np.where(far, way, 1), 1.0)
 
@@ -296,11 +318,11 @@ class Question:
         """Whether cells in the mask have the phenotype."""
         if where.sum() < MIN_BEST:
             return False
-        best, way = self.best(where), self.wanted - self.typical
+        best, way = self.best(where), self.asked(self.typical) - self.typical
         come = (self._on_scale(best) - self.typical) * np.sign(way)
         # each of them has it: not some one wish twice and others another
-        together = np.minimum(self.shares[best], 1).mean() >= SEEN
-        return bool((come >= SEEN * np.abs(way) - 1e-3).all() and together)
+        together = np.clip(self.shares[best], -1, 1).mean() >= SEEN * min(self.has[best].mean(), 1)
+        return bool((come >= SEEN * np.abs(way) - MIN_WAY).all() and together)
 
     @cached_property
     def in_parts(self) -> bool:
@@ -311,11 +333,11 @@ class Question:
         k = max(MIN_BEST, round(BEST_SHARE * len(levels)))
         if len(levels) < k:
             return False
-        way = self.wanted - self.typical
+        way = self.asked(self.typical) - self.typical
         # of the cells that have most of one wish, denoised: the mean on the scale of the wish
         towards = np.argsort(-self._real_denoised[self.here] * np.sign(way), axis=0, kind="stable")[:k]
         come = (np.take_along_axis(levels, towards, axis=0).mean(axis=0) - self.typical) * np.sign(way)
-        return bool((come >= SEEN * np.abs(way) - 1e-3).all())
+        return bool((come >= SEEN * np.abs(way) - MIN_WAY).all())
 
     @cached_property
     def verdict(self) -> str:
@@ -456,7 +478,9 @@ class Question:
     @cached_property
     def steering(self) -> Calibration:
         """The strength at which drawn cells have the levels wanted."""
-        return self.steered_to(self.wanted)
+        if not self.sides.any():
+            return self.steered_to(self.wanted)
+        return self.steered_to(self.asked(self.means(self.draw(TRIAL, np.zeros(len(self.wanted)), stream=1))))
 
     def steered_to(self, levels: np.ndarray) -> Calibration:
         """Return the strength at which drawn cells have these levels, shape (n_wishes,)."""
@@ -473,6 +497,7 @@ class Question:
         """
         reference = self.model.reference
         perturbed = np.zeros(len(reference), dtype=bool)
+        perturbed[self.best(~self.here)] = True
         for name in np.unique(self._contexts[~self.here]):
             rows = self._contexts == name
             usual = np.quantile(self.has[rows], 0.25)
@@ -487,7 +512,8 @@ class Question:
         effect = replace(effect, mean=self._completed(effect.mean, self.typical))
         trial = self.draw(TRIAL, np.zeros(len(self.wanted)), stream=1)
         for _ in range(CORRECTIONS if self.of_denoised.any() else 0):
-            missing = self.wanted - self.means(self.changed(trial, effect, base=self.usual))
+            reached = self.means(self.changed(trial, effect, base=self.usual))
+            missing = self.asked(reached) - reached
             effect = replace(effect, mean=effect.mean + self._least(missing))
         return effect
 
@@ -509,7 +535,7 @@ class Question:
     def change(self, counts: sparse.csr_matrix) -> Effect:
         """Return what brings these cells to the phenotype: cells steered to it minus cells steered to what they are."""
         own = self.means(counts)
-        both = self.steering, self.steered_to(own)
+        both = self.steered_to(self.asked(own)) if self.sides.any() else self.steering, self.steered_to(own)
         there, here = (self.draw(2 * TRIAL, found.strength, stream=2) for found in both)
         mean = np.asarray(log1p_cp10k(there).mean(axis=0) - log1p_cp10k(here).mean(axis=0)).ravel()
         ratio = np.log(row_sums(there).mean() / row_sums(here).mean())
@@ -536,10 +562,9 @@ class Question:
 
     def meets(self, counts: sparse.csr_matrix) -> np.ndarray:
         """Mask of the cells that have the level each wish asks of every cell, shape (n_cells, n_wishes)."""
-        sign = np.array([{"above": 1, "below": -1}.get(wish.level, 0) for wish in self.phenotype.wishes])
-        if not sign.any():
-            return np.ones((counts.shape[0], len(sign)), dtype=bool)
-        return (self.denoised(counts, self.table(counts.shape[0])) - self.wanted) * sign >= 0
+        if not self.sides.any():
+            return np.ones((counts.shape[0], len(self.sides)), dtype=bool)
+        return (self.denoised(counts, self.table(counts.shape[0])) - self.wanted) * self.sides >= 0
 
     # ---- the answer ----------------------------------------------------------------------------------------------
 
@@ -575,9 +600,10 @@ class Question:
         if self.in_parts:
             out[0] = f"{self._where}: real cells of this context have every part of the phenotype, hardly all together"
         way = levels["wanted"] - levels["typical real cells"]
-        short = (levels["wanted"] - levels["designed"]).abs() > np.maximum(0.25 * way.abs(), 0.1)
+        gap = (self.asked(levels["designed"].to_numpy()) - levels["designed"]).abs()
+        short = gap > np.maximum(0.25 * way.abs(), 0.1)
         if short.any():
-            name = short.idxmax()
+            name = (gap * short).idxmax()
             out.append(
                 f"{name}: {levels.loc[name, 'designed']:.2f} was reached, {levels.loc[name, 'wanted']:.2f} was wanted"
             )
