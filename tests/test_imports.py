@@ -53,7 +53,7 @@ ALLOWED = {
         "streaming",
     },
     "fitting": {"conditioning", "data", "integration.attribution", "model", "models", "predictor", "tasks", "training"},
-    "estimator": {"data", "fitting", "model", "phenotype", "tasks", "training"},
+    "estimator": {"data", "fitting", "integration", "model", "phenotype", "tasks", "training"},
     "benchmarking": {"data", "estimator", "evaluation", "files", "phenotype", "plotting", "training"},
     "demo": {"data", "estimator", "evaluation", "files", "training"},
     "cli": {

@@ -378,11 +378,14 @@ def design(
     signature: Annotated[Path | None, typer.Option(help="Table gene, change: cells shall move along it.")] = None,
     clamp: Annotated[list[str] | None, typer.Option(help="GENE=LEVEL that every cell shall have exactly.")] = None,
     n: Annotated[int, typer.Option("--n", help="Number of cells.")] = 500,
-    condition: Annotated[list[str] | None, typer.Option(help="The context: cell_type=CD8 T.")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="The context: cell_type=CD8 T; default: that of the cells of --from.")
+    ] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Cells to change, an h5ad file.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Which cells of --from: name=value,...")] = None,
     keep: Annotated[
-        float | None, typer.Option(help="Share of their molecules to begin with; by default all that can stay.")
+        float | None,
+        typer.Option(help="With --from: share of molecules to begin with; by default all that can stay."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
     layer: Layer = None,
@@ -392,7 +395,7 @@ def design(
 ) -> None:
     """Write cells that have a phenotype and are otherwise like real ones: --up IL2RA --down LAG3,TIGIT."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
-        check_file_place(out, ".h5ad", inputs=[path for path in (start, phenotype) if path])
+        check_file_place(out, ".h5ad", inputs=[path for path in (start, phenotype, sets, network, signature) if path])
         from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
         from scidiff.phenotype import asked_phenotype
@@ -424,7 +427,7 @@ def design(
         levels, real = told["levels"], told["realism"]
         talk.result(
             {"cells": str(out), "n_cells": cells.n_obs, "verdict": told["verdict"], "text": told["text"], "seed": seed}
-            | {"levels": levels.reset_index().to_dict("records"), "realism": real, "strength": told["strength"]},
+            | {"levels": _records(levels.reset_index()), "realism": _no_nan(real), "strength": told["strength"]},
             f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
             *told["text"],
             *(
@@ -795,6 +798,11 @@ def _named_cells(text: str) -> tuple[str, AnnData]:
     if not name or not path:
         raise InputError(f"cannot read {text!r}: write NAME=FILE, as in scGen=scgen.h5ad")
     return name, read_h5ad(Path(path))
+
+
+def _no_nan(numbers: dict[str, float]) -> dict[str, float | None]:
+    """The numbers as JSON values; undefined ones as null."""
+    return {name: value if value == value else None for name, value in numbers.items()}
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -345,13 +345,15 @@ class ScIDiff(TrainedModel):
             Number of cells; with ``cells``, one for each.
         condition
             The context, such as ``{"cell_type": "CD8 T"}``. What is not said is left to the phenotype, not drawn.
+            Default with ``cells``: the context that all of them share.
         cells
             Cells to change, instead of cells from nothing. They keep all molecules that can stay.
         keep
             Instead: the share of molecules of ``cells`` to begin with; the others are sampled anew. With more than
             about .3 a cell keeps its old state.
         depth
-            Molecules per cell: one number, or one per cell. Default: drawn as in training, or those of ``cells``.
+            Molecules per cell: one number, or one per cell; with ``cells``, only beside ``keep``. Default: drawn as in
+            training, or those of ``cells``.
         guidance
             Weight of classifier-free guidance, one or per attribute.
         n_steps

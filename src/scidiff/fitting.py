@@ -241,7 +241,7 @@ def _library(cells: Cells, schema: Schema, *, seed: int) -> Library | None:
         }
         names[told] = [dosed[pair] for pair in zip(table["perturbation"][told], table["dose"][told], strict=True)]
     names = names.where(~control, CONTROL)
-    if names[known & ~control].nunique() < 1:
+    if names[known & ~control].nunique() < 2:  # with one there is no question
         return None
     batch = table[[name for name in (*schema.context, "batch") if name in table]].astype(str).agg("|".join, axis=1)
     logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x

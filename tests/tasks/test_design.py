@@ -21,8 +21,8 @@ GENES = [f"G{g}" for g in range(N_GENES)]
 MARKED = np.arange(4)  # up in cells of the state "on"
 RISE, FALL = np.arange(8, 16), np.arange(16, 24)  # what else is different in them
 OTHER = np.arange(4, 8)  # up in cells of the state "other", which are never "on"
-TINY = {"width": 16, "n_blocks": 1, "config": sd.TrainConfig(steps=150, batch_size=64)}
-FAST = {"n": 80, "n_steps": 6}
+TINY = {"width": 16, "n_blocks": 1, "config": sd.TrainConfig(steps=120, batch_size=64)}
+FAST = {"n": 80, "n_steps": 5}
 rng = np.random.default_rng(0)
 BASE = {kind: np.exp(0.7 * rng.normal(size=N_GENES)) for kind in ("B", "T", "NK")}
 STATE = {state: np.zeros(N_GENES) for state in ("rest", "on", "other")}
@@ -37,7 +37,7 @@ def cells(kind: str, state: str, n: int, *, seed: int = 0) -> AnnData:
     """Cells of a type in a state."""
     own = np.random.default_rng([seed, *map(ord, kind + state)])
     rate = BASE[kind] * np.exp(STATE[state] + 0.2 * own.normal(size=(n, N_GENES)))
-    depth = 400 * np.exp(0.2 * own.standard_normal(n))
+    depth = 300 * np.exp(0.2 * own.standard_normal(n))
     counts = own.poisson(depth[:, None] * rate / rate.sum(axis=1, keepdims=True)).astype(np.float32)
     obs = pd.DataFrame({"cell_type": kind, "drug": {"rest": "none"}.get(state, state), "well": "w1"}, index=range(n))
     return AnnData(
@@ -51,6 +51,14 @@ def atlas() -> AnnData:
     """B cells in all states, T cells at rest and on, NK cells at rest only."""
     made = [("B", "rest", 40), ("B", "on", 24), ("B", "other", 16), ("T", "rest", 40), ("T", "on", 28)]
     return ad.concat([cells(*some) for some in [*made, ("NK", "rest", 48)]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_trials():
+    """Strengths are found with fewer cells than outside of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scidiff.tasks.design.TRIAL", 80)
+        yield
 
 
 @pytest.fixture(scope="module")
