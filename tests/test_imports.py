@@ -70,7 +70,7 @@ ALLOWED = {
         "training",
     },
     "__main__": {"cli"},
-    "__init__": {"data", "errors", "estimator", "evaluation", "phenotype", "plotting", "training"},
+    "__init__": {"data", "errors", "estimator", "evaluation", "integration", "phenotype", "plotting", "training"},
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scidiff._version import __version__
 
 if TYPE_CHECKING:
-    from scidiff import data, evaluation, plotting
+    from scidiff import data, evaluation, integration, plotting
     from scidiff.data.schema import Schema
     from scidiff.errors import DataWarning, InputError
     from scidiff.estimator import ScIDiff
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "data",
     "evaluation",
+    "integration",
     "plotting",
 ]
 

@@ -398,6 +398,8 @@ class ScIDiff(TrainedModel):
         up: Sequence[str] = (),
         down: Sequence[str] = (),
         effect: Mapping[str, float] | pd.Series | None = None,
+        phenotype: Phenotype | None = None,
+        condition: Mapping[str, Any] | None = None,
         network: pd.DataFrame | None = None,
         signatures: Signatures | None = None,
         direction: str = "mimic",
@@ -424,10 +426,17 @@ class ScIDiff(TrainedModel):
             Instead of cells: only the names of genes.
         effect
             Instead of cells: gene -> change of mean log1p(CP10k).
+        phenotype
+            Instead of cells: what they shall look like. Treatments of training are ranked by how far they are predicted
+            to move cells there (``gain``, the mean change of the wishes' features, and its ``se``): the question of who
+            wants to choose an experiment, where the others ask what has happened.
+        condition
+            With ``phenotype``: the context, such as ``{"cell_type": "B"}``.
         network
             Regulators and their targets, from :func:`scidiff.integration.read_network`.
         signatures
-            Signatures of drugs, from :func:`scidiff.integration.read_signatures`.
+            Signatures of drugs, from :func:`scidiff.integration.read_signatures`; names alone must be ten at
+            least.
         direction
             "mimic": what would cause the phenotype; "reverse": what would undo it.
         pairs
@@ -447,6 +456,8 @@ class ScIDiff(TrainedModel):
             up=up,
             down=down,
             effect=effect,
+            phenotype=phenotype,
+            condition=condition,
             network=network,
             signatures=signatures,
             direction=direction,

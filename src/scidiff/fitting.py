@@ -25,7 +25,7 @@ from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError, closest
 from scidiff.integration.attribution import Library
-from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, unanchored, untrained
+from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, treatment_name, unanchored, untrained
 from scidiff.models.anchor import Anchor
 from scidiff.predictor import Predictor
 from scidiff.tasks.denoise import matched_sigma
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=TrainedModel)
 
-#: what the library calls control cells, and what stands between a perturbation and its dose
-CONTROL, DOSE = "control", " @ "
+#: what the library calls control cells
+CONTROL = "control"
 #: held-out cells with fewer of which the level of Gaussian noise is matched on training cells
 MIN_CELLS_TO_MATCH = 50
 
@@ -233,10 +233,7 @@ def _library(cells: Cells, schema: Schema, *, seed: int) -> Library | None:
         told = table["dose"].notna() & known & ~control
         treated = table.loc[told, ["perturbation", "dose"]].drop_duplicates()
         dosed = {
-            (name, dose): (schema.combination_sep or "").join(
-                f"{part}{DOSE}{amount:g}"
-                for part, amount in zip(schema.parts(name), schema.dose_parts(dose), strict=True)
-            )
+            (name, dose): treatment_name(schema.parts(name), schema.dose_parts(dose), separator=schema.combination_sep)
             for name, dose in treated.itertuples(index=False)
         }
         names[told] = [dosed[pair] for pair in zip(table["perturbation"][told], table["dose"][told], strict=True)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,9 @@ PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
 
 #: thinning as it is learned for denoising: cells that lost about half of their molecules, the deep ones speaking louder
 TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5, own_counts=True)
+
+#: what stands between a perturbation and its dose in rankings
+DOSE = " @ "
 
 NEEDED = (
     "settings",
@@ -293,6 +297,13 @@ class TrainedModel:
             "verb": verb,
             **how,
         }
+
+
+def treatment_name(parts: Sequence[str], doses: Sequence[float] | None, *, separator: str | None) -> str:
+    """Return what rankings call a treatment: ``A``, ``A+B``, with doses ``A @ 10+B @ 1``."""
+    if doses is None:
+        return (separator or "").join(parts)
+    return (separator or "").join(f"{part}{DOSE}{dose:g}" for part, dose in zip(parts, doses, strict=True))
 
 
 def untrained(

@@ -23,6 +23,8 @@ import pandas as pd
 
 from scidiff.data.scaling import PER
 from scidiff.errors import InputError, closest
+from scidiff.integration.networks import read_network
+from scidiff.integration.signatures import read_gene_sets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,36 +231,24 @@ def _total(weights: Mapping[str, float], power: int) -> float:
 MAX_LEVEL = float(np.log1p(PER))
 
 
-def read_sets(path: Path) -> dict[str, list[str]]:
-    """Return the gene sets of a GMT file: name, description, genes, separated by tabs."""
-    try:
-        rows = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the gene sets {path}: {error}") from None
-    if not rows or min(map(len, rows)) < 3:
-        raise InputError(f"{path} is no GMT file: every line needs a name, a description and genes, separated by tabs")
-    return {row[0]: [gene for gene in row[2:] if gene] for row in rows}
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a table of text, its columns separated by tabs or, where the first line has none, by commas."""
+def read_signature(path: Path) -> dict[str, float]:
+    """Return the first two columns of a table: gene -> difference."""
     try:
         with path.open() as lines:
             separator = "\t" if "\t" in lines.readline() else ","
-        return pd.read_csv(path, sep=separator)
+        table = pd.read_csv(path, sep=separator)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the table {path}: {str(error).splitlines()[0]}") from None
-
-
-def read_signature(path: Path) -> dict[str, float]:
-    """Return the first two columns of a table: gene -> difference."""
-    table = read_table(path)
     if table.shape[1] < 2 or not pd.api.types.is_numeric_dtype(table.iloc[:, 1]):
         raise InputError(f"{path} is no signature: its first column names genes, its second holds numbers")
     return dict(zip(table.iloc[:, 0].astype(str), table.iloc[:, 1].astype(float), strict=True))
 
 
-READERS: dict[str, Callable[[Path], Any]] = {"sets": read_sets, "network": read_table, "signature": read_signature}
+READERS: dict[str, Callable[[Path], Any]] = {
+    "sets": read_gene_sets,
+    "network": read_network,
+    "signature": read_signature,
+}
 
 
 def asked_phenotype(

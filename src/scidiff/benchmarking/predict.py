@@ -158,6 +158,8 @@ def benchmark_prediction(
         "fast": fast,
         "seed": seed,
     }
+    if not Path(out).exists():  # before a folder is made
+        data.check_units(seed)
     results = Results.open(out, dataset=dataset, asked=asked, resume=resume)
     config = TrainConfig(steps=1) if fast else TrainConfig()
     skipped: dict[str, str] = {}
@@ -294,6 +296,18 @@ class Screen:
             sets["source"].obs["state"] = sets["train"].obs["state"].reindex(sets["source"].obs_names)
             schema = replace(schema, context=[*schema.context, "state"])
         return Unit(name, seed, self.schema, schema, **sets)
+
+    def check_units(self, seed: int) -> None:
+        """Refuse a split of which no unit is large enough to be judged."""
+        reason = InputError("nothing could be held out: no unit")
+        for name in self.units:
+            try:
+                self.unit(name, seed=seed)
+            except InputError as error:
+                reason = InputError(f"nothing could be held out: {error}")
+            else:
+                return
+        raise reason
 
     def check(self, name: str, cells: AnnData, *, seed: int, seeds: int) -> None:
         """Refuse predicted cells of which nobody can tell to which unit they belong."""
