@@ -55,7 +55,7 @@ ALLOWED = {
     "fitting": {"conditioning", "data", "integration.attribution", "model", "models", "predictor", "tasks", "training"},
     "estimator": {"data", "fitting", "integration", "model", "phenotype", "tasks", "training"},
     "benchmarking": {"data", "estimator", "evaluation", "files", "phenotype", "plotting", "training"},
-    "demo": {"data", "estimator", "evaluation", "files", "training"},
+    "demo": {"data", "estimator", "evaluation", "files", "phenotype", "training"},
     "cli": {
         "benchmarking",
         "data",
