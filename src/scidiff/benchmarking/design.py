@@ -433,6 +433,12 @@ def _sentence(part: str, one: dict[str, float]) -> str:
     )
 
 
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a summary for people: three digits, what was not run left empty."""
+    rounded = table.round(3).astype(object)
+    return rounded.where(table.notna(), "").reset_index()
+
+
 def write_page(results: Results, screen: _Screen) -> None:
     """Write report.html into the folder of the results."""
     table = results.table
@@ -456,9 +462,9 @@ def write_page(results: Results, screen: _Screen) -> None:
         },
         summary=verdict(table)["text"],
         extra_sections=[
-            ("The genes that were not steered", [PEARSON, pearson.round(3).reset_index(), axes]),
-            ("Are they told from real cells?", [AUC, summary(table, "auc").round(3).reset_index()]),
-            ("Levels of the steered genes", [REACHED, summary(table, "reached").round(3).reset_index()]),
+            ("The genes that were not steered", [PEARSON, _shown(pearson), axes]),
+            ("Are they told from real cells?", [AUC, _shown(summary(table, "auc"))]),
+            ("Levels of the steered genes", [REACHED, _shown(summary(table, "reached"))]),
         ],
     )
 
@@ -466,7 +472,7 @@ def write_page(results: Results, screen: _Screen) -> None:
 PEARSON = (
     "Mean change of all genes but the steered ones, in designed cells against control cells of training, correlated "
     "with the change in really perturbed cells, which nobody was shown, against other control cells. A method that "
-    "only moves the steered genes scores nothing; half of the real cells in the place of designed ones is the ceiling."
+    "only moves the steered genes scores little; half of the real cells in the place of designed ones is the ceiling."
 )
 AUC = (
     "How well gradient boosting tells the cells from held-out perturbed cells of the same context (.5: not at all), in "
