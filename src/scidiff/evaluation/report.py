@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scidiff._version import __version__
 from scidiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -193,9 +194,8 @@ def _provenance(generated: AnnData | None) -> dict[str, Any]:
     if isinstance(recorded, str):
         recorded = json.loads(recorded)
     recorded = {k: v for k, v in recorded.items() if not isinstance(v, pd.DataFrame | np.ndarray)}
-    versions = {
-        name: metadata.version(name) for name in ("scidiff-tools", "anndata", "scanpy", "scikit-learn", "torch")
-    }
+    versions = {name: metadata.version(name) for name in ("anndata", "scanpy", "scikit-learn", "torch")}
+    versions = {"scidiff": __version__, **versions}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return recorded | {"written": now, "versions": versions, "python": platform.python_version()}
 
