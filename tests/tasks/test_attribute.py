@@ -91,6 +91,39 @@ def test_the_treatment_that_brings_most_of_a_phenotype_comes_first(model):
     assert falling["gain"].iloc[-1] == pytest.approx(-table["gain"].iloc[0])
 
 
+def test_a_level_below_what_controls_have_is_a_wish_to_fall(model):
+    """Asked as a number, in either list: what counts is on which side of it control cells are."""
+    falling = named(model.attribute(phenotype=sd.Phenotype(down=["G0=0.1"]), condition={"cell_type": "T"}))
+    rising = named(model.attribute(phenotype=sd.Phenotype(down=["G0=9"]), condition={"cell_type": "T"}))
+    assert falling[-1] == rising[0] == "A @ 1"
+
+
+def test_every_treatment_is_ranked_once_where_doses_are_not_known():
+    made = [cells(kind, drug) for kind in TYPES for drug in ("DMSO", "A", "B")]
+    plain = sd.Schema(perturbation="drug", control="DMSO", context=["cell_type"])
+    table = sd.ScIDiff.fit(ad.concat(made), plain, **TINY).attribute(phenotype=sd.Phenotype(up=["G11"]))
+    assert named(table) == ["B", "A"]
+
+
+def test_regulators_of_named_genes_are_those_of_an_effect_on_all_others_too(model):
+    network = pd.DataFrame(
+        [(f"TF{name}", gene, 1.0) for name in "ABC" for gene, up in zip(GENES, EFFECT[name], strict=True) if up],
+        columns=["source", "target", "weight"],
+    )
+    table = model.attribute(up=GENES[10:16], network=network)
+    assert named(table, "tf")[0] == "TFB"
+    assert table.loc[table["name"] == "TFB", "p_value"].iloc[0] < 0.01
+
+
+def test_cells_are_compared_with_controls_in_their_own_proportions(model):
+    """Nine tenths of one type: against controls half and half, what types differ in would look like an effect."""
+    few = ad.concat([cells("B", "C", 180, seed=5), cells("T", "C", 20, seed=5)])
+    one, both = (
+        model.attribute(some).set_index("name")["cosine"]["C @ 1"] for some in (cells("B", "C", 180, seed=5), few)
+    )
+    assert both > one - 0.05
+
+
 def test_regulators_and_drugs_stand_in_the_same_table(model):
     network = pd.DataFrame(
         [(f"TF{name}", gene, 1.0) for name in "ABC" for gene, up in zip(GENES, EFFECT[name], strict=True) if up],
@@ -129,7 +162,10 @@ def test_with_one_perturbation_there_is_no_question(tmp_path):
         ({"up": ["G99"]}, "gene 'G99' is not in the library"),
         ({"effect": {"X": 1.0}}, "none of the effect's genes"),
         ({"up": ["G1"], "condition": {"cell_type": "B"}}, "belongs to phenotype="),
-        ({"phenotype": sd.Phenotype(clamp={"G1": 0})}, "names no genes"),
+        ({"phenotype": sd.Phenotype(clamp={"G1": 0})}, "ranked by genes, sets and signatures"),
+        ({"effect": {"G1": 0.0}}, "changes nothing"),
+        ({"up": "G1"}, "take lists"),
+        ({"up": ["G1"], "pairs": True}, "pairs= needs cells"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_a_line(model, asked, message):

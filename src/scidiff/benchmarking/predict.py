@@ -554,7 +554,8 @@ class _OtherMeans:
         asked |= {"dose": sep.join(f"{one:.12g}" for one in dose)} if dose else {}
         asked |= {"time": time} if time is not None else {}
         mean, log_ratio = self.means(self.schema.conditions(asked).iloc[0], control_mean)
-        return replace(effect, mean=mean, log_depth_ratio=effect.log_depth_ratio if log_ratio is None else log_ratio)
+        ratio = effect.log_depth_ratio if log_ratio is None else log_ratio
+        return replace(effect, mean=mean, log_depth_ratio=ratio, kind="told")  # no kind that a second opinion is for
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.closed_form, name)

@@ -60,10 +60,14 @@ def attribute(
         return by_gain(model, phenotype, condition, sign=1.0 if direction == "mimic" else -1.0)
     if condition is not None:
         raise InputError("condition= belongs to phenotype=; cells know their own")
+    if isinstance(up, str) or isinstance(down, str):
+        raise InputError("up= and down= take lists of genes")
+    if pairs and (up or down):
+        raise InputError("pairs= needs cells or an effect=, not only names of genes")
     if model.library is None and network is None and signatures is None:
         raise InputError(
-            "this model knows no perturbation with control cells, so it has nothing to name; give network= or "
-            "signatures="
+            "this model has nothing to name: it knows fewer than two perturbations with control cells, or was trained "
+            "to denoise only; give network= or signatures="
         )
     question = _asked(model, cells, reference, up, down, effect, layer)
     tables = []
@@ -72,9 +76,9 @@ def attribute(
     if network is not None:
         tables.append(
             rank_regulators(
-                question.effect * (1 if direction == "mimic" else -1),
+                question.on(model.genes) * (1 if direction == "mimic" else -1),
                 network,
-                cells=question.cells if direction == "mimic" else None,
+                cells=question.cells if direction == "mimic" or question.cells is None else question.cells[::-1],
                 leave_out=question.steered,
             )
         )
@@ -91,25 +95,32 @@ def by_gain(
     """Return the treatments of training by how far they are predicted to move cells of a context to a phenotype.
 
     ``gain``: the mean over wishes of the change of their features, in log1p(CP10k), those that shall fall counted
-    negative, at the last time that was measured; ``se``: what the closed form believes of its error. Effects are
-    shrunk, so a treatment measured in few cells does not win by luck.
+    negative (a wish for a number falls if control cells are above it), at the last time that was measured; ``se``: what
+    the closed form believes of its error. Effects are shrunk: a treatment measured in few cells does not win by luck.
     """
     if model.predictor is None:
         raise InputError("this model knows no perturbation with control cells; train with perturbation= and control=")
     weights = phenotype.matrix(model.genes)
-    if not weights.any():
-        raise InputError("a phenotype that is a function names no genes; give genes, sets or a signature")
-    falls = np.array([wish.level in ("bottom", "below") for wish in phenotype.wishes])
-    wish = (weights * np.where(falls, -sign, sign)).mean(axis=1)
+    if phenotype.clamp or not weights.any(axis=0).all() or not weights.size:
+        raise InputError("treatments are ranked by genes, sets and signatures that shall be up or down, nothing else")
     asked = model.schema.conditions({} if condition is None else condition, known=model.vocabulary.known).iloc[0]
     context = {name: asked[name] for name in model.schema.context if name in asked and not pd.isna(asked[name])}
+    if "perturbation" in asked and not pd.isna(asked["perturbation"]):
+        raise InputError("condition= is the context to treat; which perturbation to use is the question")
+    own = model.predictor.like(context)
+    level = np.asarray((log1p_cp10k(own) if model.counted else own).mean(axis=0)).ravel() @ weights
+    falls = [wish.level in ("bottom", "below") for wish in phenotype.wishes]
+    falls = np.array(falls) | [w.level == "mean" and w.value < x for w, x in zip(phenotype.wishes, level, strict=True)]
+    wish = (weights * np.where(falls, -sign, sign)).mean(axis=1)
     effects = model.predictor.effects
     rows = effects.process.measured.rows
     time = None if rows["time"].isna().all() else float(rows["time"].max())
-    treatments = {(tuple(parts), tuple(dose)): None for parts, dose in zip(rows["parts"], rows["dose"], strict=True)}
+    treatments = dict.fromkeys(  # a dose that is not known is no number, and would not equal itself
+        (tuple(parts), None if np.isnan(dose).any() else tuple(dose))
+        for parts, dose in zip(rows["parts"], rows["dose"], strict=True)
+    )
     out = []
-    for parts, dose in treatments:
-        known = None if np.isnan(dose).any() else dose
+    for parts, known in treatments:
         effect = effects.predict(context, parts, dose=known, time=time)
         leading = np.argsort(-wish * effect.mean)[:N_LEADING]
         out.append(
@@ -142,6 +153,12 @@ class _Question:
     cells: tuple[sparse.csr_matrix, sparse.csr_matrix] | None = None
     steered: tuple[str, ...] = ()
 
+    def on(self, genes: Sequence[str]) -> pd.Series:
+        """Return the effect; of names only, on all genes of the model, those that were not named unchanged."""
+        if not (self.up or self.down):
+            return self.effect
+        return self.effect.reindex(pd.Index(genes).union(self.effect.index, sort=False), fill_value=0.0)
+
 
 def _asked(
     model: TrainedModel,
@@ -164,6 +181,10 @@ def _asked(
     if effect is None:
         return _Question(up_down(up, down), None, tuple(up), tuple(down))
     change = pd.Series(effect, dtype=float)
+    if not change.index.is_unique:
+        raise InputError(f"gene {change.index[change.index.duplicated()][0]!r} occurs more than once in the effect")
+    if not change.any():
+        raise InputError("the effect changes nothing: all its values are 0")
     if not (known := change.index.isin(genes)).any():
         raise InputError(
             "none of the effect's genes is one of the model; are both named alike (symbols or Ensembl ids)?"
@@ -186,17 +207,27 @@ def _control(model: TrainedModel, cells: AnnData, reference: AnnData | None, lay
         table, logged = model.conditions_of(reference), _logged(model, reference, layer)
     else:
         table, x = model.reference.conditions, model.reference.x
+        if model.predictor is not None:  # more of them: up to 200 of every context
+            table, x = model.predictor.reference_contexts, model.predictor.reference
         logged = sparse.csr_matrix(log1p_cp10k(x) if model.counted else x)
     rows = np.ones(len(table), dtype=bool)
-    if schema.perturbation is not None and table["perturbation"].notna().any():
+    if "perturbation" in table and table["perturbation"].notna().any():
         rows = schema.is_control(table)
     own = model.conditions_of(cells)
-    for name in schema.context:
-        if (said := own[name].dropna()).size and table[name].notna().any():
-            rows &= table[name].isin(said.unique()).to_numpy()
-    if rows.sum() < 2:
+    shared = [name for name in schema.context if own[name].notna().any() and table[name].notna().any()]
+    if not shared:
+        places = np.flatnonzero(rows)
+    else:  # controls in the proportions of the cells: contexts differ by more than treatments do
+        keys, wanted = (context_keys(one, shared) for one in (table, own))
+        found = {key: np.flatnonzero(rows & (keys == key)) for key in np.unique(wanted)}
+        if lost := [key for key, some in found.items() if not len(some)]:
+            raise InputError(f"there are no control cells of {lost[0]} to compare with; give them as reference=")
+        share = pd.Series(wanted).value_counts(normalize=True)
+        most = min(len(some) / share[key] for key, some in found.items())  # cells in all that these proportions allow
+        places = np.concatenate([some[: max(1, round(most * share[key]))] for key, some in found.items()])
+    if len(places) < 2:
         raise InputError("there are no control cells of these contexts to compare with; give them as reference=")
-    return logged[rows]
+    return logged[places]
 
 
 def _perturbations(library: Library, question: _Question, *, direction: str, pairs: bool) -> pd.DataFrame:
@@ -238,3 +269,8 @@ def _as_ranking(library: Library, table: pd.DataFrame, question: _Question, *, s
         leading_genes=leading,
         source="training cells",
     )
+
+
+def context_keys(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Return a name of the values in some columns of every row, shape (n_rows,)."""
+    return table[list(columns)].astype(str).agg(", ".join, axis=1).to_numpy()

@@ -107,20 +107,25 @@ def design(
         given = read_cells(cells, genes=model.genes, layer=layer)
         model.refuse_cells(given.scale, cells.obs_names[row_sums(abs(given.x)) == 0])
         n, depth = len(cells), row_sums(given.x) if depth is None else depth
+    depths = None if depth is None else checked_depth(depth, n)
+    start = None if given is None or keep is None else _thinned(given.x, keep, seed=seed)
     asked = model.schema.conditions({} if condition is None else condition, known=model.vocabulary.known)
     if len(asked) != 1:
         raise InputError(f"design takes one condition, not {len(asked)}")
-    question = Question(model, phenotype, asked.iloc[0], guidance=guidance, n_steps=n_steps, seed=seed)
+    question = Question(
+        model, phenotype, asked.iloc[0], guidance=guidance, n_steps=n_steps, seed=seed, depth=depths, start=start
+    )
     question.check()
     carried = question.verdict == SEEN_ELSEWHERE
     if given is not None and keep is None:
         counts = question.changed(given.x, question.carried if carried else question.change(given.x))
     else:
-        start = None if given is None else _thinned(given.x, keep or 0.0, seed=seed)
-        counts = question.sampled(n, depth, carried=carried, start=start, on_cells=on_cells)
+        counts = question.sampled(n, carried=carried, on_cells=on_cells)
     made = as_cells(model, counts, question.table(n))
     if cells is not None:
         made.obs = cells.obs.copy()
+        for name, value in question.condition.dropna().items():
+            made.obs[model.schema.columns[name]] = value
     levels, how_real = question.judged(counts)
     text = question.sentences(levels, how_real, question.meets(counts))
     for sentence in text[question.verdict == SEEN_HERE :]:
@@ -151,6 +156,9 @@ class Question:
 
     Features of cells, shape (n_cells, n_wishes), come on two scales: ``observed``, of log1p(CP10k) of counts, and
     ``denoised``, of log1p(CP10k) of the posterior mean rate. Each wish is about one of them.
+
+    ``depth``: molecules of each designed cell, None as in training; ``start``: molecules that each begins with. Trial
+    populations take them in turn, so that a strength found on them is right for the cells asked for.
     """
 
     model: TrainedModel
@@ -159,6 +167,8 @@ class Question:
     guidance: float | Mapping[str, float]
     n_steps: int
     seed: int
+    depth: np.ndarray | None = None
+    start: sparse.csr_matrix | None = None
 
     def check(self) -> None:
         """Raise for a phenotype of other genes, a context never seen, or functions that cells cannot be steered by."""
@@ -353,25 +363,25 @@ class Question:
         """Return the canonical conditions of ``n`` designed cells; what was not asked for is not known."""
         return pd.DataFrame([self.condition] * n).reset_index(drop=True).astype(object)
 
-    def _conditions(self, n: int, depth: float | np.ndarray | None, *, stream: int) -> Conditions:
-        rng = np.random.default_rng([self.seed, stream])
+    def _conditions(self, n: int, *, stream: int) -> Conditions:
         table = self.table(n)
-        depths = self.model.population.draw_depth(table, rng=rng) if depth is None else checked_depth(depth, n)
-        return self.model.encoded(table, depth=depths)
+        if self.depth is not None:
+            return self.model.encoded(table, depth=np.resize(self.depth, n))
+        rng = np.random.default_rng([self.seed, stream])
+        return self.model.encoded(table, depth=self.model.population.draw_depth(table, rng=rng))
 
     def draw(
         self,
         n: int,
         strength: np.ndarray,
         *,
-        depth: float | np.ndarray | None = None,
-        start: sparse.csr_matrix | None = None,
         stream: int = 0,
         on_cells: Callable[[int], None] | None = None,
     ) -> sparse.csr_matrix:
         """Return counts of cells drawn with a strength of steering; the same ``stream`` has the same randomness."""
         model = self.model
-        cond = self._conditions(n, depth, stream=stream)
+        cond = self._conditions(n, stream=stream)
+        start = None if self.start is None else self.start[np.arange(n) % self.start.shape[0]]
         offset, first = self._clamped(cond, start)
         chunks: list[sparse.csr_matrix] = []
 
@@ -406,10 +416,8 @@ class Question:
     def sampled(
         self,
         n: int,
-        depth: float | np.ndarray | None,
         *,
         carried: bool,
-        start: sparse.csr_matrix | None = None,
         on_cells: Callable[[int], None] | None = None,
     ) -> sparse.csr_matrix:
         """Return counts of ``n`` designed cells; those that lack what is asked of every cell are drawn again."""
@@ -417,7 +425,7 @@ class Question:
         counts: sparse.csr_matrix | None = None
         lacks: np.ndarray = np.ones(n, dtype=bool)
         for stream in range(4, 4 + ROUNDS):
-            fresh = self.draw(n, strength, depth=depth, start=start, stream=stream, on_cells=on_cells)
+            fresh = self.draw(n, strength, stream=stream, on_cells=on_cells)
             if carried:
                 fresh = self.changed(fresh, self.carried, base=self.usual)
             counts = fresh if counts is None else sparse.vstack([counts, fresh], format="csr")[np.arange(n) + n * lacks]
