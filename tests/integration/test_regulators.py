@@ -122,6 +122,13 @@ def test_cells_that_do_not_differ(network):
     assert (table["mlm"] == 0).all()
 
 
+def test_a_network_without_weights_has_equal_ones(network, effect):
+    plain = rank_regulators(effect, network.drop(columns="weight"))
+    pd.testing.assert_frame_equal(plain, rank_regulators(effect, network.assign(weight=1.0)))
+    with pytest.raises(InputError, match="no column 'target'"):
+        rank_regulators(effect, network.rename(columns={"target": "gene"}))
+
+
 def test_large_networks_are_fast():
     rng = np.random.default_rng(4)
     n_genes, n_edges = 6000, 43_000

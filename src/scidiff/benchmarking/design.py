@@ -206,6 +206,8 @@ class _Screen:
         if not chosen or (missing := [name for name in chosen if name not in sizes]):
             name = missing[0] if chosen else "every context"
             raise InputError(f"{name} has too few cells: at least {MIN_CELLS} perturbed and control cells are needed")
+        if context.nunique() < 2:
+            raise InputError("the design benchmark compares contexts; these cells have one only")
         if isinstance(targets, int):
             logged = log1p_cp10k(some.x)
             strength = metrics.welch_t(logged[perturbed[kept]], logged[control[kept]])

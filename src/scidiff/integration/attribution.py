@@ -43,6 +43,7 @@ WITHIN = 0.2  # share of the covariance in K; what is recovered hardly changes b
 MAX_CELLS, MAX_AXES = 2000, 512  # cells the axes are found from where there are more genes than that; axes kept
 FIRST_BLOCK = 4  # axes in the first James-Stein block; each next one is twice as long
 CAUTION = 2.0  # standard deviations by which a block of the control shift must exceed noise
+MAX_REHEARSED = 6  # folds, the largest, that are left out to find temperatures
 LISTED = 20  # genes up and down, where the library rehearses queries by gene names
 ARRAYS = ("means", "n", "axes", "axis_variance", "variance")
 
@@ -445,8 +446,8 @@ def _ranked(names: Sequence[str], scores: np.ndarray, sharpness: float) -> pd.Da
 def _temperatures(library: Library) -> dict[str, float]:
     """Method -> the temperature under which left-out folds are named most probably; empty if none can be left out."""
     found: dict[str, list[tuple[np.ndarray, int]]] = {"lda": [], "cosine": [], "from_genes": []}
-    for fold, n in enumerate(library.n):
-        others = library.without(fold)
+    for fold in np.argsort(-library.n.sum(axis=1), kind="stable")[:MAX_REHEARSED]:
+        n, others = library.n[fold], library.without(fold)
         if not n[0] or not others.n[:, 0].any() or len(others.names) < 2:
             continue
         for truth, name in enumerate(others.names):

@@ -127,6 +127,10 @@ def _check(effect: pd.Series, cells: tuple[Matrix, Matrix] | None) -> None:
 
 def _weights(network: pd.DataFrame, genes: pd.Index, min_targets: int) -> tuple[pd.Index, sparse.csc_matrix]:
     """Return the TFs with enough targets, sorted by name, and their weights, (n_genes, n_tfs)."""
+    if lost := [column for column in ("source", "target") if column not in network]:
+        raise InputError(f"the network has no column {lost[0]!r}; it has {', '.join(map(str, network.columns))}")
+    if "weight" not in network:
+        network = network.assign(weight=1.0)
     edges = network[network["target"].isin(genes)]
     counts = edges["source"].value_counts()
     edges = edges[edges["source"].isin(counts.index[counts >= max(min_targets, 1)])]
