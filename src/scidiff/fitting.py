@@ -105,7 +105,7 @@ def fit(
         denoiser = posterior if denoise_only else denoiser
     opinion = None
     if noise == "thinning" and predictor is not None and predictor.effects.process.measured.has_gaps:
-        opinion = unanchored(task.anchor, vocabulary, described, seed=config.seed)
+        opinion = unanchored(task.anchor, vocabulary, described, seed=config.seed, **size)
         stages["opinion"] = (opinion, None, _to_second(config, len(task.batches)))
     lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
     histories: dict[str, pd.DataFrame] = {}

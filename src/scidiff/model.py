@@ -200,7 +200,7 @@ class TrainedModel:
             posterior.load_state_dict(state | best)
         opinion = None
         if own := {k.removeprefix("opinion/"): v for k, v in tensors.items() if k.startswith("opinion/")}:
-            opinion = unanchored(anchor, vocabulary, described, seed=0)
+            opinion = unanchored(anchor, vocabulary, described, seed=0, **size)
             opinion.load_state_dict(opinion.state_dict() | own)
             opinion.eval()
         arrays = {k.removeprefix("standardizer/"): v.numpy() for k, v in tensors.items() if k.startswith("standard")}
@@ -327,10 +327,19 @@ def untrained(
         )
 
 
-def unanchored(anchor: Anchor, vocabulary: Vocabulary, features: torch.Tensor | None, *, seed: int) -> Denoiser:
-    """Return an untrained small denoiser that starts from the same composition whatever the condition.
+def unanchored(
+    anchor: Anchor,
+    vocabulary: Vocabulary,
+    features: torch.Tensor | None,
+    *,
+    width: int,
+    n_blocks: int,
+    seed: int,
+) -> Denoiser:
+    """Return an untrained denoiser, small at any size of the model, that starts alike whatever the condition.
 
     What it says of conditions it has from cells alone, so that its errors are not those of the closed form.
     """
     base = Anchor(anchor.base, [], [], anchor.effects[:1])
-    return untrained(Thinning(), base, vocabulary, features, seed=seed, width=128, n_blocks=2)
+    size = {"width": min(width, 128), "n_blocks": min(n_blocks, 2)}
+    return untrained(Thinning(), base, vocabulary, features, seed=seed, **size)
