@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=TrainedModel)
 
+#: steps from which on a second opinion is worth hearing: at first the network believes that nothing has an effect
+LEAST_STEPS = 150
 #: what the library calls control cells
 CONTROL = "control"
 #: held-out cells with fewer of which the level of Gaussian noise is matched on training cells
@@ -103,10 +105,11 @@ def fit(
         first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
         stages = first if denoise_only else first | stages
         denoiser = posterior if denoise_only else denoiser
-    opinion = None
-    if noise == "thinning" and predictor is not None and predictor.effects.process.measured.has_gaps:
+    opinion, second = None, _to_second(config, len(task.batches))
+    gaps = predictor is not None and predictor.effects.process.measured.has_gaps
+    if noise == "thinning" and gaps and second.steps_for(len(task.batches)) >= LEAST_STEPS:
         opinion = unanchored(task.anchor, vocabulary, described, seed=config.seed, **size)
-        stages["opinion"] = (opinion, None, _to_second(config, len(task.batches)))
+        stages["opinion"] = (opinion, None, second)
     lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
     histories: dict[str, pd.DataFrame] = {}
     for i, (stage, (network, judge, settings)) in enumerate(stages.items()):

@@ -219,7 +219,7 @@ def test_the_second_opinion_is_part_of_the_effect_where_it_was_right_before():
 
 def test_a_network_says_what_it_believes_of_an_effect(model, source):
     """A network that is its conditions' composition: the effect is that of drawing molecules from it."""
-    assert model.opinion is not None  # CD8 T cells were not seen under A
+    assert model.opinion is None  # after five steps it would have none
     believes = untrained(Thinning(), model.denoiser.anchor, model.vocabulary, None, seed=0, width=8, n_blocks=1)
     sure = replace(model, opinion=believes)
     before = SCHEMA.table(source)
@@ -311,3 +311,18 @@ def test_gaussian_models_move_expression_to_the_same_means(source, network):
     np.testing.assert_allclose(reached, effects["effect"], atol=1e-3)
     true = effect_of(log(cells("CD8 T", "A", 400, seed=8)), cells("CD8 T", "DMSO", 400, seed=9))
     assert np.corrcoef(reached, true)[0, 1] > 0.9
+
+
+def test_a_model_keeps_its_second_opinion(tmp_path):
+    """Trained where a drug was not seen in every type, and where training is long enough for it to learn anything."""
+    longer = TINY | {"config": sd.TrainConfig(steps=300, batch_size=32)}
+    model = sd.ScIDiff.fit(screen(), SCHEMA, denoise_only=True, **longer)
+    assert model.opinion is not None  # CD8 T cells were not seen under A
+    assert set(model.history["stage"]) == {"denoise", "opinion"}
+    again = sd.ScIDiff.load(model.save(tmp_path / "model"))
+    asked = {"drug": "A", "dose": 1}
+    source = cells("CD8 T", "DMSO", 60, seed=7)
+    effects = [one.predict(source, asked).uns["scidiff"]["effects"]["effect"] for one in (model, again)]
+    np.testing.assert_array_equal(*effects)
+    plain = replace(model, opinion=None).predict(source, asked).uns["scidiff"]["effects"]["effect"]
+    assert np.abs(effects[0] - plain).max() > 1e-3
