@@ -9,7 +9,7 @@ new context, combination, dose or time): cross-conformal calibration (Vovk 2015)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,8 @@ class Predictor:
             return None
         control = np.flatnonzero(schema.is_control(table))
         contexts = table.iloc[control][list(schema.context)].reset_index(drop=True)
-        shuffled = pd.Series(context_keys(contexts, schema)).sample(frac=1, random_state=np.random.default_rng(seed))
+        keys = pd.Series(context_keys(contexts, schema.context))
+        shuffled = keys.sample(frac=1, random_state=np.random.default_rng(seed))
         rank = shuffled.groupby(shuffled).cumcount().sort_index().to_numpy()
         kept = np.flatnonzero(rank < REFERENCE_CELLS)
         return cls(
@@ -160,10 +161,9 @@ class Predictor:
         )
 
 
-def context_keys(table: pd.DataFrame, schema: Schema) -> np.ndarray:
-    """Return a name of the context of every row of a canonical table, shape (n_rows,)."""
-    columns = list(schema.context)
-    return table[columns].astype(str).agg("|".join, axis=1).to_numpy() if columns else np.full(len(table), "")
+def context_keys(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Return a name of the values in some columns of every row of a canonical table, shape (n_rows,)."""
+    return table[list(columns)].astype(str).agg("|".join, axis=1).to_numpy() if columns else np.full(len(table), "")
 
 
 def conditions_of_groups(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from scidiff.integration.regulators import rank_regulators
 from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel, treatment_name
 from scidiff.phenotype import Phenotype
+from scidiff.predictor import context_keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -269,8 +270,3 @@ def _as_ranking(library: Library, table: pd.DataFrame, question: _Question, *, s
         leading_genes=leading,
         source="training cells",
     )
-
-
-def context_keys(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Return a name of the values in some columns of every row, shape (n_rows,)."""
-    return table[list(columns)].astype(str).agg(", ".join, axis=1).to_numpy()

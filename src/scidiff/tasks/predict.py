@@ -83,7 +83,7 @@ def predict(
         raise InputError(f"none of the {adata.n_obs} cells is a control ({model.schema.control}): none to start from")
     model.refuse_cells(cells.scale, adata.obs_names[control & (row_sums(abs(cells.x)) == 0)])
     sources = np.flatnonzero(control)
-    kinds, kind = np.unique(context_keys(table.iloc[sources], model.schema), return_inverse=True)
+    kinds, kind = np.unique(context_keys(table.iloc[sources], model.schema.context), return_inverse=True)
     groups = [sources[kind == k] for k in range(len(kinds))]
     order = np.argsort(np.concatenate(groups))
     parts: list[AnnData] = []
