@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -14,6 +15,7 @@ import scidiff as sd
 from scidiff.benchmarking import benchmark_prediction, export_splits
 from scidiff.benchmarking import predict as task
 from scidiff.benchmarking.predict_report import (
+    ALONE,
     CEILING,
     CLOSED,
     FLOOR,
@@ -89,11 +91,34 @@ def run(tmp_path_factory):
 def test_every_unit_every_method_every_condition(run):
     by_method = run.table.groupby("method")["part"].agg(set)
     names = {OURS, CLOSED, f"{OURS}, {ORACLE}", f"{CLOSED}, {ORACLE}", IN_COUNTS, CEILING, FLOOR, *METHODS}
-    assert set(by_method.index) == names
+    assert set(by_method.index) == names | {ALONE}
+    assert "too short" in run.table.query("method == @ALONE")["note"].iloc[0]
     assert all(units == set(KINDS) for units in by_method)
-    assert set(run.table["condition"]) == {f"{drug}, {kind}" for drug in "XY" for kind in KINDS}
-    assert set(run.table["metric"]) == set(METRICS) - {"pearson_delta_systema"}  # no drug was seen in a held-out kind
-    assert len(cases(run.table)) == len(names) * 4
+    assert set(run.table["condition"].dropna()) == {f"{drug}, {kind}" for drug in "XY" for kind in KINDS}
+    assert set(run.table["metric"]) - {"not run"} == set(METRICS) - {
+        "pearson_delta_systema"
+    }  # no drug was seen in a held-out kind
+    assert len(cases(run.table)) == len(names) * 4  # what was not run has none
+
+
+def test_the_network_alone_is_asked_for_controls_and_the_same_treated(monkeypatch):
+    said, asked_for = np.linspace(-1, 1, 60), []
+    monkeypatch.setattr(task, "generated_effect", lambda *tables, **more: asked_for.append((*tables[1:], more)) or said)
+    unit = task.Screen.of(screen(), SCHEMA, split="kind=T", genes=None, layer=None).unit("kind=T", seed=3)
+    model = fit_small(unit.train, SCHEMA, TrainConfig(seed=0), None, None)
+    with pytest.raises(sd.InputError, match="no network learned effects alone"):
+        task.network_means(model, unit)
+    means = task.network_means(replace(model, opinion=model.denoiser), unit)
+    effect, log_ratio = means(SCHEMA.conditions({"kind": "T", "perturbation": "X"}).iloc[0], np.zeros(60))
+    assert effect is said
+    assert log_ratio is None
+    [(before, after, more)] = asked_for
+    for table, drug in ((before, "DMSO"), (after, "X")):
+        assert set(table["perturbation"]) == {drug}
+        assert set(table["kind"]) == {"T"}
+        assert len(table) == len(more["depth"])
+    assert more["seed"] == 3
+    assert set(more["depth"]) <= set(np.asarray(unit.source.X.sum(axis=1)).ravel())
 
 
 def test_scores_are_those_of_the_evaluator_on_that_split(run):

@@ -167,7 +167,6 @@ def benchmark_denoising(
         "task": "denoise",
         "data": content_of(cells),
         "schema": schema.to_dict(),
-        "splits": splits,
         "fast": fast,
         "seed": seed,
     }
@@ -177,7 +176,10 @@ def benchmark_denoising(
         for method in [None, *others]:
             run.molecules(split, method)
     best = run.best(others)
-    run.invention(seed, [] if best is None else [best])
+    # which 200 genes lose their signal decides 2 points of false positives, in the observed counts as well: every split
+    # takes its own; what denoisers that smooth invent is far above that, and one look is enough
+    for split in range(seed, seed + splits):
+        run.invention(split, [best] if best is not None and split == seed else [])
     run.random_label(seed)
     found = verdict(results.table)
     with whole_file(results.folder / "verdict.json") as place:

@@ -8,7 +8,8 @@ control cells::
 
 Rows beside those of methods say what scores mean: one half of the real cells in the place of a prediction (the
 ceiling), no change at all (the floor), and scIDiff told the true means: what it still loses there is error of shape,
-the rest is error of the mean. Genes are chosen on training cells, so every unit has its own.
+the rest is error of the mean. Told the means that its network predicts alone, it says what the closed form is worth.
+Genes are chosen on training cells, so every unit has its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ import numpy as np
 import pandas as pd
 
 from scidiff.benchmarking.denoise import content_of
-from scidiff.benchmarking.predict_report import CEILING, CLOSED, FLOOR, IN_COUNTS, ORACLE, OURS, verdict, write_page
+from scidiff.benchmarking.predict_report import (
+    ALONE,
+    CEILING,
+    CLOSED,
+    FLOOR,
+    IN_COUNTS,
+    ORACLE,
+    OURS,
+    verdict,
+    write_page,
+)
 from scidiff.benchmarking.results import Results
 from scidiff.data.cells import choose_genes, read_cells
 from scidiff.data.scaling import log1p_cp10k
@@ -39,6 +50,7 @@ from scidiff.errors import DataWarning, InputError, closest
 from scidiff.evaluation.effects import MIN_CELLS, evaluate_effects
 from scidiff.evaluation.shifts import SHIFTS, NoChange, Shift, SimilarityShift, controls_of
 from scidiff.files import whole_file
+from scidiff.tasks.predict import OPINION_CELLS, generated_effect
 from scidiff.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -458,11 +470,11 @@ class _Run:
         self.results.once(self.unit.name, self.unit.seed, name, work)
 
     def ours(self, config: TrainConfig, features: pd.DataFrame | None, *, fast: bool) -> None:
-        """Train once, and add scIDiff, its closed form, both told the true means, and a baseline made of counts."""
+        """Train once, and add scIDiff, its closed form, both told other means, and a baseline made of counts."""
         unit = self.unit
         networks = {f"{CLOSED}{more}": False for more in ("", f", {ORACLE}")} | {IN_COUNTS: False}
         if not fast:
-            networks = {OURS: True, f"{OURS}, {ORACLE}": True} | networks
+            networks = {OURS: True, f"{OURS}, {ORACLE}": True, ALONE: True} | networks
 
         def work() -> pd.DataFrame:
             start = time.perf_counter()
@@ -470,7 +482,11 @@ class _Run:
                 with self.progress(f"{unit.label}: {CLOSED if fast else 'training'}") as advance:
                     model = fit(unit.train, unit.schema, config, features, advance)
                 trained = time.perf_counter() - start
-                others = {ORACLE: lambda: true_means(unit), IN_COUNTS: lambda: means_of(unit, SimilarityShift)}
+                others = {
+                    ORACLE: lambda: true_means(unit),
+                    IN_COUNTS: lambda: means_of(unit, SimilarityShift),
+                    ALONE: lambda: network_means(model, unit),
+                }
                 made = []
                 for name, network in networks.items():
                     instead = next((how for what, how in others.items() if what in name), None)
@@ -592,6 +608,23 @@ def means_of(unit: Unit, shift: type[Shift]) -> Means:
     """Return the means that a baseline predicts."""
     fitted = shift.fit(unit.train, unit.schema)
     return lambda asked, control: (fitted.effect(asked, control), None)
+
+
+def network_means(model: ScIDiff, unit: Unit) -> Means:
+    """Return the means that the network predicts alone, nothing in closed form beside it."""
+    if model.opinion is None:
+        raise InputError("the screen has no gaps to fill, or training was too short: no network learned effects alone")
+    depth = np.resize(np.asarray(unit.source.X.sum(axis=1), dtype=np.float64).ravel(), OPINION_CELLS)
+
+    def means(asked: pd.Series, control: np.ndarray) -> tuple[np.ndarray, None]:
+        after = pd.DataFrame([asked] * OPINION_CELLS).reset_index(drop=True)
+        before = after.assign(perturbation=model.schema.control)
+        effect = generated_effect(model, before, after, depth=depth, seed=unit.seed)
+        if effect is None:
+            raise InputError("the network does not know this context")
+        return effect, None
+
+    return means
 
 
 def _moments(cells: Any, rows: np.ndarray) -> tuple[np.ndarray, float]:

@@ -6,8 +6,11 @@ cell is asked of other cells: state is the cell's principal components without t
 
     z_k = sum_{h != g} V_hk x_h,     x_g ~ b z in some cells,     t = sum x_g b z / sqrt(sum (x_g b z)^2) in others
 
-x and z are residuals on depth. The trust is ``1 - (2 / t)^2``, James and Stein's factor (1961) for what has to be two
-standard errors before it counts: 0 for t below 2, near 1 for genes that mark a kind of cell.
+x and z are residuals on depth, on a smooth curve of it: log1p(CP10k) bends with depth in every gene, and what two genes
+share of that is no state. The trust is ``1 - (1.5 / t)^2``, James and Stein's factor (1961) for what has to be one and
+a half standard errors before it counts: 0 for t below 1.5, near 1 for genes that mark a kind of cell. At 2 sums of
+many genes that each follow the state a little vary less in draws than in cells, at 1 tests of draws between kinds of
+cells find genes without signal (`benchmarks/denoise.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ N_COMPONENTS = 30
 N_FOLDS = 4
 MAX_CELLS = 5000  # more make no gene less certain that matters
 MIN_CELLS = 100  # fewer cannot say: every gene is trusted
+DOUBT = 1.5  # standard errors
+DEPTH_KNOTS = 10
 CHUNK = 500  # genes at a time
 
 
@@ -44,7 +49,7 @@ def reliability(counts: sparse.csr_matrix, *, seed: int) -> np.ndarray:
     fold = rng.integers(N_FOLDS, size=len(rows))
     x = log1p_cp10k(counts[rows])
     log_depth = np.log(np.asarray(counts[rows].sum(axis=1), dtype=np.float64).ravel())
-    off_depth = _Residuals(np.vander(log_depth - log_depth.mean(), 3))
+    off_depth = _Residuals(depth_curves(log_depth))
     # loadings remember the cells they were fitted on, and with them a gene's accidents: fitted without those judged
     folds = []
     for i in range(N_FOLDS):
@@ -55,7 +60,17 @@ def reliability(counts: sparse.csr_matrix, *, seed: int) -> np.ndarray:
         genes = slice(start, start + CHUNK)
         values = off_depth(columns[:, genes].toarray())
         t.append(held_out_t(values, [(state, axes[:, genes], judged) for state, axes, judged in folds]))
-    return (1 - (2 / np.maximum(np.concatenate(t), 2)) ** 2).astype(np.float32)
+    return (1 - (DOUBT / np.maximum(np.concatenate(t), DOUBT)) ** 2).astype(np.float32)
+
+
+def depth_curves(log_depth: np.ndarray) -> np.ndarray:
+    """Return a basis of smooth curves of depth, shape (n_cells, n_curves); all cells of one depth: the constant."""
+    from sklearn.preprocessing import SplineTransformer
+
+    knots = np.unique(np.quantile(log_depth, np.linspace(0, 1, DEPTH_KNOTS)))
+    if len(knots) < 3:
+        return np.ones((len(log_depth), 1))
+    return SplineTransformer(knots=knots[:, None]).fit_transform(log_depth[:, None])
 
 
 def held_out_t(x: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
