@@ -24,6 +24,7 @@ import pandas as pd
 
 from scidiff.data import load
 from scidiff.data.scaling import log1p_cp10k
+from scidiff.evaluation.metrics import discounted, ece
 from scidiff.integration.attribution import Library, Query, cosine, empirical_bayes_lda, from_genes
 
 CONTROL, LISTED = "control", 20
@@ -121,13 +122,6 @@ TASKS = {
 }
 
 
-def ece(posterior: np.ndarray, right: np.ndarray, *, bins: int = 10) -> float:
-    """Return the expected calibration error of the first candidates' posteriors (Naeini et al. 2015)."""
-    place = np.minimum((posterior * bins).astype(int), bins - 1)
-    gap = np.bincount(place, weights=right - posterior, minlength=bins)
-    return float(np.abs(gap).sum() / len(posterior))
-
-
 def scores(rows: pd.DataFrame) -> pd.Series:
     """Return the scores of the rows of one task and method."""
     rank, posterior = rows["rank"].to_numpy(), rows["posterior"].to_numpy()
@@ -137,7 +131,7 @@ def scores(rows: pd.DataFrame) -> pd.Series:
             "recall@1": np.mean(rank <= 1),
             "recall@5": np.mean(rank <= 5),
             "mrr": np.mean(1 / rank),
-            "ndcg": np.mean(1 / np.log2(1 + rank)),
+            "ndcg": np.mean(discounted(rank)),
             "ece": ece(posterior, rows["right"].to_numpy(dtype=float)),
             "ece_chance": np.mean([ece(posterior, rng.random(len(posterior)) < posterior) for _ in range(100)]),
             "queries": len(rows),

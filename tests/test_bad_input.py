@@ -95,6 +95,10 @@ class Box:
         allowed = os.access
         self.patch.setattr(os, "access", lambda path, mode: Path(path) != Path(place) and allowed(path, mode))
 
+    def no_cache(self) -> None:
+        """Let nothing be in the user's cache."""
+        self.patch.setattr("pooch.os_cache", lambda name: Path("cache", name))
+
     def full_disk(self) -> None:
         def fail(*args: object, **options: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -180,6 +184,10 @@ def evaluate(*words: str, out: str = "scores.csv") -> list[str]:
 
 def predict(to: str = "drug=A", *words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> list[str]:
     return ["predict", "model", data, "--out", out, *words, "--to", to]
+
+
+def trajectory(*words: str, out: str = "out.h5ad") -> list[str]:
+    return ["trajectory", "model", "cells.h5ad", "--out", out, *words]
 
 
 def denoise(*words: str, data: str = "cells.h5ad", out: str = "out.h5ad") -> list[str]:
@@ -524,6 +532,13 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "predicted over its input": lambda box: predict("drug=A", out="cells.h5ad"),
     "logs to predict from": lambda box: predict("drug=A", data=box.spoil(logged)),
     "no perturbation to learn": no_perturbation_to_learn,
+    # trajectories
+    "a path to nowhere": lambda box: trajectory(),
+    "a path without ends": lambda box: trajectory("--along", "day"),
+    "a path along no number": lambda box: trajectory("--along", "cell_type=0:1"),
+    "a path along no attribute": lambda box: trajectory("--along", "time=0:1"),
+    "a path of treated cells": lambda box: trajectory("--to", "drug=A", "--where", "drug=A"),
+    "a path to an unknown context": lambda box: trajectory("--to", "cell_type=NK"),
     # design
     "design nothing": lambda box: design(),
     "gene to design unknown": lambda box: design("--up", "g29"),
@@ -575,6 +590,12 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "attributed over its input": lambda box: attribute(
         "--effect", box.text("e.csv", "gene,change\nG1,2\n"), out="e.csv"
     ),
+    "a public network not fetched": lambda box: box.no_cache() or attribute("--up", "G1", "--network", "collectri"),
+    "targets without signatures": lambda box: attribute(
+        "--up", "G1", "--targets", box.text("t.csv", "drug,target\nA,G1\n")
+    ),
+    "cells to write, none given": lambda box: attribute("--up", "G1", "--cells-out", "again.h5ad"),
+    "report as table": lambda box: attribute("--up", "G1", "--report", "page.csv"),
     "attributed into a folder": lambda box: attribute("--up", "G1", out="model"),
     "nothing to name": nothing_to_name,
     "no control to compare with": no_control_to_compare_with,

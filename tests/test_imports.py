@@ -65,6 +65,7 @@ ALLOWED = {
     },
     "estimator": {"data", "fitting", "integration", "model", "phenotype", "tasks", "training"},
     "benchmarking": {"data", "estimator", "evaluation", "files", "phenotype", "plotting", "tasks.predict", "training"},
+    "studio": {"data", "estimator", "evaluation", "integration.signatures", "phenotype", "plotting", "tasks.design"},
     "demo": {"data", "estimator", "evaluation", "files", "phenotype", "training"},
     "cli": {
         "benchmarking",
@@ -77,6 +78,7 @@ ALLOWED = {
         "phenotype",
         "plotting",
         "storage",
+        "studio",
         "training",
     },
     "__main__": {"cli"},

@@ -146,6 +146,10 @@ def train(
         str, typer.Option(help="Between the parts of a combination; none: there are none.")
     ] = "+",
     features: Annotated[Path | None, typer.Option(help="Table: a row per perturbation, a column per feature.")] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="What cells can be asked to have: obs COLUMN, SET=FILE.gmt or TF=NETWORK; repeat."),
+    ] = None,
     holdout: Annotated[
         list[str] | None, typer.Option(help="Condition to keep out of training; the split is stored as split.json.")
     ] = None,
@@ -173,9 +177,11 @@ def train(
         from scidiff.data import Schema, parse_condition
         from scidiff.data import holdout as hold_out
         from scidiff.estimator import ScIDiff
+        from scidiff.phenotype import asked_modules
         from scidiff.training import TrainConfig
 
         config = TrainConfig(steps=steps, seed=seed)
+        scored, modules = asked_modules(module or ())
         schema = Schema(
             perturbation=perturbation,
             control=control,
@@ -184,6 +190,7 @@ def train(
             time=time,
             batch=batch,
             combination_sep=None if combination_sep == "none" else combination_sep,
+            modules=scored,
         )
         split = None
         if holdout:
@@ -194,6 +201,7 @@ def train(
             "schema": schema.to_dict(),
             "holdout": split and split.hash,
             "features": features and _content(features),
+            "modules": modules or None,
             "genes": asked_genes,
             "layer": layer,
             "noise": noise,
@@ -209,6 +217,7 @@ def train(
                 genes=asked_genes,
                 layer=layer,
                 features=table,
+                modules=modules,
                 config=config,
                 checkpoint=unfinished,
                 on_step=lambda at: advance(at.step, at.steps, f"loss {at.loss:.4g}"),
@@ -362,6 +371,120 @@ def predict(
 
 
 @app.command()
+def trajectory(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File for the frames (.h5ad).", show_default=False)],
+    along: Annotated[
+        str | None, typer.Option(help="What changes on the way, from where to where: day=2:6, dose=0:10.")
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="The condition at the end: perturbation=A, or cell_type=B.")
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Which cells to start from, as name=value,...")] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = 20,
+    paths: Annotated[int | None, typer.Option(help="Between populations: paths; by default one a cell.")] = None,
+    growth: Annotated[
+        float | None, typer.Option(help="Between populations: cells at the end for one at the start.")
+    ] = None,
+    no_network: Annotated[
+        bool, typer.Option("--no-network", help="Paths between observed cells; or as in scidiff predict.")
+    ] = False,
+    layer: Layer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write cells on their way, frame by frame: along time or dose, or to another condition."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_file_place(out, ".h5ad", inputs=[data])
+        source = read_h5ad(data)
+        from scidiff.data import parse_condition
+        from scidiff.estimator import ScIDiff
+
+        trained = ScIDiff.load(model)
+        with talk.progress("moving") as advance:
+            cells = trained.trajectory(
+                source,
+                parse_condition(to, schema=trained.schema),
+                along=None if along is None else _span(along),
+                where=parse_condition(where, schema=trained.schema, columns=source.obs.columns),
+                steps=steps,
+                n_paths=paths,
+                growth=growth,
+                network=not no_network,
+                layer=layer,
+                seed=seed,
+                on_cells=advance,
+            )
+        with whole_file(out) as part:
+            cells.write_h5ad(part, compression="gzip")
+        n_frames = steps + 1
+        talk.result(
+            {"cells": str(out), "n_paths": cells.n_obs // n_frames, "n_frames": n_frames, "n_genes": cells.n_vars}
+            | {"stops": list(map(float, cells.uns["scidiff"]["stops"])), "seed": seed},
+            f"{cells.n_obs // n_frames} paths x {n_frames} frames x {cells.n_vars} genes written to {out}",
+        )
+
+
+@app.command()
+def fate(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    terminal: Annotated[
+        list[str], typer.Option(help="An end, as column=value: cell_type=Alpha; repeat.", show_default=False)
+    ],
+    to: Annotated[list[str] | None, typer.Option(help="What is done to the cells: perturbation=A.")] = None,
+    no_velocity: Annotated[
+        bool, typer.Option("--no-velocity", help="Leave spliced and unspliced molecules out of it.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Halves of the cells that the intervals are made from.")] = 20,
+    layer: Layer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write where each cell will end, with intervals, on its own and under a perturbation."""
+    with Talk(quiet=quiet, as_json=as_json) as talk:
+        check_file_place(out, ".h5ad", inputs=[data])
+        source = read_h5ad(data)
+        from scidiff.data import parse_condition
+        from scidiff.estimator import ScIDiff
+
+        trained = ScIDiff.load(model)
+        ends: dict[str, list[str]] = {}
+        for text in terminal:
+            for name, value in parse_condition(text, schema=trained.schema, columns=source.obs.columns).items():
+                ends.setdefault(trained.schema.columns.get(name, name), []).append(value)
+        with talk.progress("walking") as advance:
+            cells = trained.fate(
+                source,
+                ends,
+                to=parse_condition(to, schema=trained.schema) or None,
+                use_velocity=not no_velocity,
+                n_rounds=rounds,
+                layer=layer,
+                seed=seed,
+                on_cells=lambda done: advance(done, source.n_obs),
+            )
+        with whole_file(out) as part:
+            cells.write_h5ad(part, compression="gzip")
+        table = cells.uns["scidiff"]["fate"]
+        change = "change" in table
+        talk.result(
+            {"cells": str(out), "n_cells": cells.n_obs, "seed": seed, "fate": _records(table)},
+            f"fates of {cells.n_obs} cells written to {out}",
+            *(
+                f"{r.group} -> {r.end}: {r.probability:.3f} ({r.low:.3f} to {r.high:.3f})"
+                + (f", changed by {r.change:+.3f} ({r.change_low:+.3f} to {r.change_high:+.3f})" if change else "")
+                for r in table.itertuples()
+                if r.group not in set(table["end"])
+            ),
+        )
+
+
+@app.command()
 def design(
     model: Model,
     out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
@@ -387,6 +510,9 @@ def design(
         float | None,
         typer.Option(help="With --from: share of molecules to begin with; by default all that can stay."),
     ] = None,
+    depth: Annotated[float | None, typer.Option(help="Molecules per cell; by default as in training.")] = None,
+    guidance: Annotated[float, typer.Option(help="Above 1: exaggerate what sets the context apart.")] = 1.0,
+    particles: Annotated[int, typer.Option(help="Draw each cell by weight from so many: closer, and slower.")] = 1,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
     layer: Layer = None,
     seed: Seed = 0,
@@ -416,6 +542,9 @@ def design(
                 parse_condition(condition, schema=trained.schema),
                 cells=source,
                 keep=keep,
+                depth=depth,
+                guidance=guidance,
+                particles=particles,
                 n_steps=steps,
                 layer=layer,
                 seed=seed,
@@ -452,8 +581,23 @@ def attribute(
     up: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go up, A,B.")] = None,
     down: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go down.")] = None,
     effect: Annotated[Path | None, typer.Option(help="Instead of cells: a table gene, change of log1p CP10k.")] = None,
-    network: Annotated[Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...")] = None,
-    signatures: Annotated[Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table.")] = None,
+    network: Annotated[
+        Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...; or the name collectri.")
+    ] = None,
+    signatures: Annotated[
+        Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table; or the name l1000.")
+    ] = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="With --signatures: what drugs bind: DrugBank, drug2cell, a table.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Also a page to search and sort the ranking (.html).")] = None,
+    cells_out: Annotated[
+        Path | None,
+        typer.Option(help="Also the cells (.h5ad), with the ranking in uns and regulators' activity in obsm."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch collectri or l1000 from their publishers without asking.")
+    ] = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="Rank what would undo the phenotype.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Rank pairs of perturbations.")] = False,
     layer: Layer = None,
@@ -462,31 +606,53 @@ def attribute(
 ) -> None:
     """Rank the perturbations, regulators and drugs that would cause a phenotype."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
-        files = [path for path in (cells, reference, effect, network, signatures) if path]
-        check_file_place(out, ".csv", inputs=files)
+        if cells_out is not None and cells is None:
+            raise InputError("--cells-out writes the cells of CELLS again; there are none")
+        network, signatures = (_fetched(path, consent=download) for path in (network, signatures))
+        files = [path for path in (cells, reference, effect, network, signatures, targets) if path]
+        for place, suffix in ((out, ".csv"), (report, ".html"), (cells_out, ".h5ad")):
+            if place is not None:
+                check_file_place(place, suffix, inputs=files)
         from scidiff.estimator import ScIDiff
-        from scidiff.integration import read_network, read_signatures
+        from scidiff.integration import read_drug_targets, read_network, read_signatures
         from scidiff.phenotype import listed, read_signature
 
+        adata = None if cells is None else read_h5ad(cells)
+        edges = None if network is None else read_network(network)
         table = ScIDiff.load(model).attribute(
-            None if cells is None else read_h5ad(cells),
+            adata,
             reference=None if reference is None else read_h5ad(reference),
             up=listed(up or []),
             down=listed(down or []),
             effect=None if effect is None else read_signature(effect),
-            network=None if network is None else read_network(network),
+            network=edges,
             signatures=None if signatures is None else read_signatures(signatures),
+            targets=None if targets is None else read_drug_targets(targets),
             direction="reverse" if reverse else "mimic",
             pairs=pairs,
             layer=layer,
         )
         with whole_file(out) as part:
             table.to_csv(part, index=False, float_format="%.6g")
+        if report is not None:
+            from scidiff.evaluation import write_ranking
+
+            sources = {"cells": cells, "effect": effect, "reference": reference, "model": model, "network": network}
+            sources |= {"signatures": signatures, "targets": targets}
+            asked: dict[str, Any] = {name: path.name for name, path in sources.items() if path}
+            asked |= {name: listed(genes) for name, genes in (("up", up), ("down", down)) if genes}
+            asked["direction"] = "what would undo it" if reverse else "what would cause it"
+            write_ranking(report, table, about=asked, network=edges)
+        if cells_out is not None:
+            with whole_file(cells_out) as part:
+                _with_ranking(adata, table, edges, layer).write_h5ad(part, compression="gzip")
         best = table.groupby("kind", sort=False).head(5)
+        written = [str(place) for place in (out, report, cells_out) if place]
         talk.result(
-            {"table": str(out), "best": _records(best[["kind", "name", "rank"]])},
+            {"table": str(out), "best": _records(best[["kind", "name", "rank", "consensus_rank"]])}
+            | {"report": report and str(report), "cells": cells_out and str(cells_out)},
             *(f"{kind}: {', '.join(map(str, rows['name']))}" for kind, rows in best.groupby("kind", sort=False)),
-            f"{len(table)} candidates written to {out}",
+            f"{len(table)} candidates written to {', '.join(written)}",
         )
 
 
@@ -626,6 +792,43 @@ def benchmark(
             *found["text"],
             f"written to {out}",
         )
+
+
+@app.command()
+def studio(
+    model: Model,
+    data: Annotated[
+        Path | None, typer.Argument(help="Real cells to show beside (.h5ad); by default those that the model keeps.")
+    ] = None,
+    network: Annotated[Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...")] = None,
+    signatures: Annotated[Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; 0: any that is free.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address of the page.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Open a page on this machine to look at a model, design cells and rank causes; Ctrl-C ends it."""
+    with Talk(quiet=quiet, as_json=as_json):
+        from scidiff.studio.server import check_installed, listen, serve
+
+        check_installed()
+        place = listen(port)  # before the files are read: nobody shall wait for a port that is taken
+        from scidiff.estimator import ScIDiff
+        from scidiff.integration import read_network, read_signatures
+        from scidiff.studio.session import Session
+
+        session = Session(
+            ScIDiff.load(model),
+            model.resolve().name,
+            data=None if data is None else read_h5ad(data),
+            network=None if network is None else read_network(network),
+            signatures=None if signatures is None else read_signatures(signatures),
+        )
+
+    def announce(address: str) -> None:
+        print(json.dumps({"address": address}) if as_json else f"the studio is at {address}", flush=True)
+
+    serve(session, place, announce=announce, browser=not no_browser)
 
 
 @app.command()
@@ -792,6 +995,15 @@ def _strongest(effects: pd.DataFrame, n: int = 5) -> dict[str, list[str]]:
     return out
 
 
+def _span(text: str) -> dict[str, tuple[str, str]]:
+    """The attribute and the two ends of NAME=FROM:TO."""
+    name, _, ends = text.partition("=")
+    begin, _, end = ends.partition(":")
+    if not (name.strip() and begin.strip() and end.strip()) or ":" in end:
+        raise InputError(f"cannot read {text!r}: write NAME=FROM:TO, as in day=2:6")
+    return {name.strip(): (begin.strip(), end.strip())}
+
+
 def _named_cells(text: str) -> tuple[str, AnnData]:
     """The name and the cells of NAME=FILE."""
     name, _, path = text.partition("=")
@@ -803,6 +1015,34 @@ def _named_cells(text: str) -> tuple[str, AnnData]:
 def _no_nan(numbers: dict[str, float]) -> dict[str, float | None]:
     """The numbers as JSON values; undefined ones as null."""
     return {name: value if value == value else None for name, value in numbers.items()}
+
+
+def _fetched(path: Path | None, *, consent: bool) -> Path | None:
+    """The file of a name such as collectri, fetched if that is allowed here or now; any other path as it is."""
+    if path is None or path.exists():
+        return path
+    from scidiff.integration.download import RESOURCES, download, terms
+
+    name = str(path)
+    if name not in RESOURCES:
+        return path
+    try:
+        return download(name)
+    except InputError:
+        if not consent and not (sys.stdin.isatty() and typer.confirm(f"Fetch {name}? {terms(name)}", err=True)):
+            raise
+        return download(name, consent=True)
+
+
+def _with_ranking(adata: AnnData, table: pd.DataFrame, edges: pd.DataFrame | None, layer: str | None) -> AnnData:
+    """The cells with their ranking, and with the activity of regulators where there is a network."""
+    from scidiff.data import read_cells
+    from scidiff.integration import annotated, regulator_activity
+
+    activity = None
+    if edges is not None:
+        activity = regulator_activity(read_cells(adata, layer=layer).x, adata.var_names, edges)
+    return annotated(adata, table, activity=activity)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from scidiff.data.schema import Schema
 from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel
 from scidiff.phenotype import Phenotype
-from scidiff.tasks import attribute, denoise, design, generate, predict
+from scidiff.tasks import attribute, denoise, design, fate, generate, influence, predict, trajectory, velocity
 from scidiff.training import TrainConfig
 from scidiff.training.loop import Progress
 
@@ -46,6 +46,7 @@ class ScIDiff(TrainedModel):
         genes: Sequence[str] | int | None = None,
         layer: str | None = None,
         features: pd.DataFrame | None = None,
+        modules: Mapping[str, Any] | None = None,
         width: int = 384,
         n_blocks: int = 3,
         config: TrainConfig | None = None,
@@ -71,6 +72,10 @@ class ScIDiff(TrainedModel):
         features
             Description of single perturbations, one row each (fingerprints, gene sets, embeddings); rows may name
             perturbations that were never seen.
+        modules
+            Gene sets (name -> genes) and TFs (name -> {target: weight}) whose activity cells can be asked to have:
+            ``generate(500, {"cell_type": "B", "IFN": 1.5})``. A cell's activity is the (weighted) mean of log1p(CP10k)
+            of the module's genes, of those the model has. Scores that are in obs already are named in the schema.
         width, n_blocks
             Size of the network.
         config
@@ -98,6 +103,7 @@ class ScIDiff(TrainedModel):
             genes=genes,
             layer=layer,
             features=features,
+            modules=modules,
             width=width,
             n_blocks=n_blocks,
             config=config,
@@ -312,6 +318,93 @@ class ScIDiff(TrainedModel):
         """
         return predict.predict(self, adata, condition, network=network, layer=layer, seed=seed, on_cells=on_cells)
 
+    def trajectory(
+        self,
+        adata: AnnData,
+        to: Mapping[str, Any] | None = None,
+        *,
+        along: Mapping[str, tuple[Any, Any]] | None = None,
+        where: Mapping[str, Any] | None = None,
+        steps: int = 20,
+        n_paths: int | None = None,
+        growth: float | None = None,
+        network: bool = True,
+        layer: str | None = None,
+        seed: int = 0,
+        on_cells: Callable[[int, int], None] | None = None,
+    ) -> AnnData:
+        """Return the frames of cells on their way: along time, along a dose, or to another condition.
+
+        Frames are stacked, ``steps + 1`` of them, each with all paths in one order. Counts are in ``layers["counts"]``
+        (csr) and log1p(CP10k) in ``X``. ``obs`` has ``frame`` (0, 1, ...), ``position`` (the time or dose; without
+        ``along`` the share of the way) and ``cell``, the name of the cell that the path began with. From frame to frame
+        a cell keeps its molecules but for those that change in between.
+
+        *Under a perturbation* (``to`` names one) control cells end as :meth:`predict` has them at the end of the path.
+        Doses and times that were measured on the way are stops, predicted too; between stops genes move at the pace of
+        their effects in closed form. Dose 0 and time 0 are the cells themselves.
+
+        *Between populations* (``along={"time": ...}``, or ``to`` another context) nobody knows who becomes whom: the
+        cells given are coupled with cells of the next time by optimal transport in 50 principal components. Cells of
+        the times to go to are those of ``adata``, else those the model keeps. Each cell changes within a short part of
+        the way, at a moment of its own. ``obs["toward"]`` names its partner; contexts in ``obs`` are those of the
+        nearer of the two.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from, and others that lie on the way.
+        to
+            The condition at the end.
+        along
+            What changes and from where to where: ``{"time": (2, 6)}``, ``{"dose": (0, 10)}``.
+        where
+            Which cells to start from, as ``{"cell_type": "B"}``. Default: all that are where the path begins.
+        steps
+            Number of steps.
+        n_paths
+            Between populations: number of paths, ends drawn evenly, then the past of each. Default: one for each cell
+            to start from.
+        growth
+            Between populations: how many cells there are at the end for one at the start. It says *when* cells change:
+            where they multiply, most have arrived early. Cells may then have descendants in uneven numbers. Default:
+            numbers stay the same.
+        network
+            Under a perturbation: as for :meth:`predict`. Between populations: paths end in new cells, half of whose
+            molecules are the partner's, the others drawn by the network; False: in the observed cells.
+        layer
+            Layer with the expression; by default counts are looked for.
+        seed
+            Makes the paths reproducible.
+        on_cells
+            Called with the number of cells made so far, and of all.
+
+        Raises
+        ------
+        InputError
+            Nothing says where to, the path goes nowhere, there is no cell where it begins or ends, an attribute is
+            unknown or no number, or the cells cannot be used.
+
+        Warns
+        -----
+        DataWarning
+            As for :meth:`predict`.
+        """
+        return trajectory.trajectory(
+            self,
+            adata,
+            to,
+            along=along,
+            where=where,
+            steps=steps,
+            n_paths=n_paths,
+            growth=growth,
+            network=network,
+            layer=layer,
+            seed=seed,
+            on_cells=on_cells,
+        )
+
     def design(
         self,
         phenotype: Phenotype,
@@ -322,6 +415,7 @@ class ScIDiff(TrainedModel):
         keep: float | None = None,
         depth: float | np.ndarray | None = None,
         guidance: float | Mapping[str, float] = 1.0,
+        particles: int = 1,
         n_steps: int = 20,
         layer: str | None = None,
         seed: int = 0,
@@ -357,6 +451,10 @@ class ScIDiff(TrainedModel):
             training, or those of ``cells``.
         guidance
             Weight of classifier-free guidance, one or per attribute.
+        particles
+            Where sampling is steered: draw each cell, by weight, from so many steered ones (sequential Monte Carlo).
+            The cells come nearer to the model's own that have the phenotype, in as many times the time.
+            ``uns["scidiff"]["ess"]``: how many of a cell's particles carried the weight at worst, mean over cells.
         n_steps
             Steps of the sampler.
         layer
@@ -385,6 +483,7 @@ class ScIDiff(TrainedModel):
             keep=keep,
             depth=depth,
             guidance=guidance,
+            particles=particles,
             n_steps=n_steps,
             layer=layer,
             seed=seed,
@@ -403,18 +502,25 @@ class ScIDiff(TrainedModel):
         condition: Mapping[str, Any] | None = None,
         network: pd.DataFrame | None = None,
         signatures: Signatures | None = None,
+        targets: pd.DataFrame | None = None,
         direction: str = "mimic",
         pairs: bool = False,
         layer: str | None = None,
     ) -> pd.DataFrame:
         """Return which perturbations, regulators and drugs would cause a phenotype, the best of each kind first.
 
-        One row per candidate: ``kind`` (perturbation, tf, drug), ``name``, ``rank`` within its kind, a column per
-        score, ``p_value``, ``fdr``, ``leading_genes`` and ``source``. Perturbations are those of training (each dose on
-        its own, written ``A @ 10``): ``posterior``, calibrated on the training cells, of the one behind the population
-        (empirical-Bayes linear discriminant analysis, column ``lda``), and the ``cosine`` of effects beside it. A
-        posterior only compares what was in training: something must come first. Regulators and drugs as
-        :func:`scidiff.integration.rank_regulators` and :func:`scidiff.integration.rank_drugs` rank them.
+        One row per candidate: ``kind`` (perturbation, tf, drug), ``name``, ``rank`` within its kind by the first score,
+        ``consensus_rank`` over all scores of the kind but ``in_silico`` (:func:`scidiff.integration.consensus_rank`), a
+        column per score, ``p_value``, ``fdr``, ``leading_genes`` and ``source``.
+
+        Perturbations are those of training (each dose on its own, written ``A @ 10``): ``posterior``, calibrated on the
+        training cells, of the one behind the population (empirical-Bayes linear discriminant analysis, column ``lda``),
+        and the ``cosine`` of effects beside it. A posterior only compares what was in training: something must come
+        first. Regulators and drugs as :func:`scidiff.integration.rank_regulators` and
+        :func:`scidiff.integration.rank_drugs` rank them. The first 30 regulators are also tried in the model:
+        ``in_silico`` is the cosine of the effect and of what control cells do, as the network sees it, when the
+        regulator's targets are moved, over genes that are not its targets. Near 0, the model has not seen the phenotype
+        (or that regulator does not make it). Models of counts with thinning have this column.
 
         Parameters
         ----------
@@ -438,6 +544,8 @@ class ScIDiff(TrainedModel):
         signatures
             Signatures of drugs, from :func:`scidiff.integration.read_signatures`; names alone must be ten at
             least.
+        targets
+            What drugs bind, from :func:`scidiff.integration.read_drug_targets`, for a column ``known_targets``.
         direction
             "mimic": what would cause the phenotype; "reverse": what would undo it.
         pairs
@@ -461,7 +569,150 @@ class ScIDiff(TrainedModel):
             condition=condition,
             network=network,
             signatures=signatures,
+            targets=targets,
             direction=direction,
             pairs=pairs,
             layer=layer,
         )
+
+    def velocity(
+        self,
+        adata: AnnData,
+        *,
+        dt: float = 1.0,
+        strength: float = 1.0,
+        n_neighbors: int = 30,
+        layer: str | None = None,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return the cells with where they are going, from their spliced and unspliced molecules.
+
+        ======================  ===============================================================================
+        ``layers["velocity"]``  change of ``layers["denoised"]``, log1p(CP10k), per unit of time
+        ``obsm``                ``X_pca``, places of the cells, and ``velocity_pca``, the change of these
+        ``obsp["T_fwd"]``       probabilities of steps between cells, csr, rows sum to 1
+        ======================  ===============================================================================
+
+        CellRank reads them: ``VelocityKernel(out, xkey="denoised", vkey="velocity")`` (after ``scanpy.pp.neighbors``)
+        or ``PrecomputedKernel("T_fwd", out)``. The unit of time is that in which a molecule is spliced.
+
+        Parameters
+        ----------
+        adata
+            Cells with layers as scVelo and dynamo name them: ``velocity`` with ``Ms``, or ``Ms`` and ``Mu``, or
+            ``spliced`` and ``unspliced`` counts; for the last two the velocity is that of the steady state.
+        dt
+            Length of the step that the network judges: a share ``1 - exp(-dt)`` of a cell's molecules is replaced.
+        strength
+            Weight of the velocity; 0 leaves cells where they are.
+        n_neighbors
+            Cells that moments are means over, and that a step may lead to.
+        layer
+            Layer with the counts that the model was trained on, such as "spliced"; by default they are looked for.
+        on_cells
+            Called with the number of cells done so far.
+
+        Raises
+        ------
+        InputError
+            The cells have no such layers or cannot be used, or the model was not trained on counts.
+        """
+        return velocity.velocity(
+            self, adata, dt=dt, strength=strength, n_neighbors=n_neighbors, layer=layer, on_cells=on_cells
+        )
+
+    def fate(
+        self,
+        adata: AnnData,
+        terminal: Mapping[str, Sequence[str]],
+        *,
+        to: Mapping[str, Any] | None = None,
+        use_velocity: bool = True,
+        n_neighbors: int = 30,
+        n_rounds: int = 20,
+        layer: str | None = None,
+        seed: int = 0,
+        on_cells: Callable[[int], None] | None = None,
+    ) -> AnnData:
+        """Return the cells with the probabilities of where they end, on their own and under a perturbation.
+
+        ``obsm["fate"]`` has a column for each end, rows sum to 1; ``fate_low`` and ``fate_high`` are the 90 % interval
+        for which cells were caught, not for what the network does not know. Cells are taken to stay as long in every
+        end, so that those on the way end in the shares of those there. ``uns["scidiff"]["fate"]`` has the means of
+        groups of cells. With ``to``, ``obsm["fate_perturbed"]`` and columns ``perturbed`` and ``change`` beside them.
+
+        Parameters
+        ----------
+        adata
+            Cells on the way and cells that have arrived. With ``to``, those with a perturbation are left out.
+        terminal
+            The ends: an obs column and some of its values, such as ``{"cell_type": ["Alpha", "Beta"]}``.
+        to
+            What is done to the cells, as :meth:`predict` takes it: ``{"perturbation": "A"}``. It acts all the way.
+        use_velocity
+            Walk in the direction of the cells' velocity where they have the layers for it (:meth:`velocity`). Without,
+            the walk from cell to cell has no direction but its ends.
+        n_neighbors
+            Cells that a step may lead to.
+        n_rounds
+            Halves of the cells that are walked on, for the intervals.
+        layer
+            Layer with the counts that the model was trained on; by default they are looked for.
+        seed
+            Makes the result reproducible.
+        on_cells
+            Called with the number of cells whose velocity is done.
+
+        Raises
+        ------
+        InputError
+            An end is unknown or has too few cells, the perturbation cannot be predicted, or the cells cannot be used.
+        """
+        return fate.fate(
+            self,
+            adata,
+            terminal,
+            to=to,
+            use_velocity=use_velocity,
+            n_neighbors=n_neighbors,
+            n_rounds=n_rounds,
+            layer=layer,
+            seed=seed,
+            on_cells=on_cells,
+        )
+
+    def influence(
+        self,
+        adata: AnnData,
+        sources: Sequence[str],
+        *,
+        n_cells: int = 256,
+        layer: str | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return what one more molecule of each source makes the network expect of all genes.
+
+        Rows are the sources, columns the genes of the model: change of the log share of the cell's molecules, mean over
+        cells. It is directed, but it is what the network has learned from cells as they are: genes that go together
+        foretell each other whether or not one acts on the other. ``table @ change``, with a change of genes such as
+        the mean velocity of some cells, ranks sources by how far they foretell a transition.
+
+        Parameters
+        ----------
+        adata
+            Cells of the state, or along the path, that is asked about.
+        sources
+            Genes that get a molecule more; each costs a pass through the network.
+        n_cells
+            Cells that the mean is over, at most.
+        layer
+            Layer with the counts that the model was trained on; by default they are looked for.
+        seed
+            Chooses the cells.
+
+        Raises
+        ------
+        InputError
+            A source is unknown (the nearest is named), the cells cannot be used, or the model has Gaussian noise.
+        """
+        return influence.influence(self, adata, sources, n_cells=n_cells, layer=layer, seed=seed)

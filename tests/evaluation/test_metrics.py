@@ -360,3 +360,24 @@ def test_nothing_said_wins_nothing():
     assert metrics.true_ranks(one_missing, [0]).tolist() == [3]
     assert metrics.true_ranks(one_missing, [2]).tolist() == [1]
     assert metrics.mrr(np.array([[np.inf, 0.0]]), [0]) == 1
+
+
+def test_ndcg_is_that_of_sklearn(rng):
+    from sklearn.metrics import ndcg_score
+
+    scores, truth = rng.normal(size=(40, 12)), rng.integers(12, size=40)
+    relevant = np.eye(12)[truth]
+    assert metrics.ndcg(scores, truth) == pytest.approx(ndcg_score(relevant, scores))
+    assert metrics.ndcg(np.array([[3.0, 2, 1]]), [0]) == 1
+    assert metrics.ndcg(np.zeros((1, 3)), [0]) == pytest.approx(0.5)  # all even: the last of three
+    assert metrics.discounted([1, 3]).tolist() == [1, 0.5]
+
+
+def test_ece_in_closed_form(rng):
+    assert metrics.ece([1, 1, 0, 0], [1, 1, 0, 0]) == 0
+    assert metrics.ece([0.95, 0.95], [0, 0]) == pytest.approx(0.95)
+    # two bins: (.75, .5 right of 2) and (.15, 0 of 2)
+    assert metrics.ece([0.75, 0.75, 0.15, 0.15], [1, 0, 0, 0]) == pytest.approx((2 * 0.25 + 2 * 0.15) / 4)
+    confidence = rng.random(200_000)
+    assert metrics.ece(confidence, rng.random(200_000) < confidence) < 0.01
+    assert metrics.ece(confidence, rng.random(200_000) < confidence**2) == pytest.approx(1 / 2 - 1 / 3, abs=0.01)

@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse, stats
 
 from scidiff.errors import InputError
+from scidiff.integration.activity import regulator_activity
 from scidiff.integration.regulators import rank_regulators
 
 GENES = pd.Index([f"G{i}" for i in range(300)])
@@ -96,7 +97,7 @@ def test_p_values_of_correlated_genes(network, true_effects):
         if true_effects:
             effect += rng.normal(size=300) * 0.3
         for kind, cells in (("cells", (sparse.csr_matrix(treated), control)), ("genes", None)):
-            table = rank_regulators(effect, network, cells=cells, multivariate=False).set_index("name")
+            table = rank_regulators(effect, network, cells=cells, multivariate=False, per_cell=False).set_index("name")
             assert (table["source"] == kind).all()
             small[kind].append(table["p_value"].sort_index() < 0.05)
     share = {kind: np.mean(rows, axis=0) for kind, rows in small.items()}
@@ -151,3 +152,19 @@ def test_bad_input(network, effect):
         rank_regulators(effect.where(effect > 0), network)
     with pytest.raises(InputError, match=r"cells have shape \(4, 299\); at least 2 cells x 300 genes"):
         rank_regulators(effect, network, cells=(np.ones((4, 299)), np.ones((4, 299))))
+
+
+def test_aucell_is_welch_on_the_activity_of_cells(network):
+    rng = np.random.default_rng(4)
+    treated, control = draw_cells(30, rng), draw_cells(40, rng)
+    planted = network[(network["source"] == "TF18") & (network["weight"] > 0)]["target"]
+    treated[:, GENES.get_indexer(planted)] += 4
+    effect = pd.Series(treated.mean(axis=0) - control.mean(axis=0), index=GENES)
+    table = rank_regulators(effect, network, cells=(treated, control)).set_index("name")
+    activity = regulator_activity(np.vstack([treated, control]), GENES, network)
+    expected = np.nan_to_num(stats.ttest_ind(activity[:30], activity[30:], equal_var=False).statistic)
+    assert table.loc[activity.columns, "aucell"].to_numpy() == pytest.approx(expected)
+    assert table["aucell"].idxmax() == "TF18"
+    assert table.loc["TF18", "consensus_rank"] == 1
+    assert "aucell" not in rank_regulators(effect, network)
+    assert "aucell" not in rank_regulators(effect, network, cells=(treated, control), per_cell=False)

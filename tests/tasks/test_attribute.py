@@ -131,9 +131,18 @@ def test_regulators_and_drugs_stand_in_the_same_table(model):
     )
     values = np.stack([EFFECT[name] for name in "ABCDE"]) + rng.normal(0, 0.1, (5, N_GENES))
     signatures = Signatures(values, pd.Index(GENES), pd.DataFrame({"name": list("ABCDE")}), "planted")
-    table = model.attribute(cells("B", "B", 200, seed=5), network=network, signatures=signatures)
+    targets = pd.DataFrame({"drug": ["b"], "identifier": ["DB1"], "target": ["G11"]})
+    table = model.attribute(cells("B", "B", 200, seed=5), network=network, signatures=signatures, targets=targets)
     assert named(table, "tf")[0] == "TFB"
     assert named(table, "drug")[0] == "B"
+    assert table.loc[table["name"] == "B", "known_targets"].item() == "G11"
+    for _, rows in table.groupby("kind"):
+        assert sorted(rows["consensus_rank"]) == list(range(1, len(rows) + 1))
+        assert rows["consensus_rank"].iloc[0] == 1
+    tried = table[table["kind"] == "tf"].set_index("name")
+    assert tried[["aucell", "in_silico"]].notna().all(axis=None)
+    assert tried["aucell"].idxmax() == "TFB"
+    assert tried["in_silico"].abs().max() <= 1
     assert list(table.columns[:3]) == ["kind", "name", "rank"]
     assert list(table.columns[-4:]) == ["p_value", "fdr", "leading_genes", "source"]
 
@@ -166,8 +175,20 @@ def test_with_one_perturbation_there_is_no_question(tmp_path):
         ({"effect": {"G1": 0.0}}, "changes nothing"),
         ({"up": "G1"}, "take lists"),
         ({"up": ["G1"], "pairs": True}, "pairs= needs cells"),
+        ({"up": ["G1"], "targets": pd.DataFrame()}, "targets= are shown beside drugs"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_a_line(model, asked, message):
     with pytest.raises(sd.InputError, match=message):
         model.attribute(**asked)
+
+
+def test_a_reference_without_counts_will_do_but_not_for_trying_regulators(model):
+    network = pd.DataFrame({"source": "TFB", "target": GENES[10:20], "weight": 1.0})
+    reference = cells("B", "DMSO", seed=6)
+    logged = reference.copy()
+    logged.X = sparse.csr_matrix(np.log1p(1e4 * reference.X.toarray() / reference.X.sum(axis=1)))
+    counted, log = (model.attribute(cells("B", "B", seed=5), reference=r, network=network) for r in (reference, logged))
+    assert counted.loc[counted["kind"] == "tf", "in_silico"].notna().all()
+    assert "in_silico" not in log
+    pd.testing.assert_frame_equal(log, counted.drop(columns="in_silico"), rtol=1e-4)

@@ -156,6 +156,8 @@ def cross_validate(
     ----------
     counts
         Integer counts, shape (n_cells, n_genes).
+    denoisers
+        Methods to score, such as :func:`baseline_denoisers` returns.
     held_out
         Chance that a molecule is held out.
     seeds

@@ -82,20 +82,38 @@ def evaluate(
     ``better``, where a good value lies ("up", "0", ".5", "1"); ``note``, in words. A value may pass its ceiling, which
     carries the sampling noise of two sets of real cells.
 
-    generated : cells of a model, one draw per source cell (copies of a cell inflate every pairwise distance)
-    real : cells of the same conditions that the model has not seen
-    source, control : for predictions, the cells the prediction started from, and the control cells that the real ones
-        are compared with; both or neither
-    schema : names the condition columns; sets of cells are then matched condition by condition
-    reference : the training cells
-    n_genes : number of highly variable genes scored, chosen on ``reference`` if given
-    shared_control : let ``source`` and ``control`` share cells, for comparison with papers that do
-
     Counts come from ``layers["counts"]``, else ``X``; an ``X`` without counts is taken as log1p(CP10k). Both sides are
     cut to the genes they share before counts are normalised.
 
-    Raises InputError for shared control cells, too few cells, or too few shared genes. Warns (DataWarning) below 400
-    generated cells, where conditions cannot be matched, and where real cells are among the reference cells.
+    Parameters
+    ----------
+    generated
+        Cells of a model, one draw per source cell: copies of a cell inflate every pairwise distance.
+    real
+        Cells of the same conditions that the model has not seen.
+    source, control
+        For predictions: the cells the prediction started from, and the control cells that the real ones are compared
+        with; both or neither.
+    schema
+        Names the condition columns; sets of cells are then matched condition by condition.
+    reference
+        The training cells.
+    n_genes
+        Number of highly variable genes scored, chosen on ``reference`` if given.
+    seed
+        Makes the scores reproducible.
+    shared_control
+        Let ``source`` and ``control`` share cells, for comparison with papers that do.
+
+    Raises
+    ------
+    InputError
+        Source and control share cells, or there are too few cells or too few shared genes.
+
+    Warns
+    -----
+    DataWarning
+        Below 400 generated cells, where conditions cannot be matched, and where real cells are among the reference.
     """
     from scidiff.data.scaling import highly_variable_genes
 

@@ -308,6 +308,40 @@ def mse_log(held_out, expected_log: np.ndarray) -> float:
     return float(np.mean((observed - np.asarray(expected_log)) ** 2))
 
 
+# --- directions ------------------------------------------------------------------------------------------------------
+
+
+def cross_boundary_direction(
+    points: np.ndarray,
+    velocity: np.ndarray,
+    labels: Sequence[str],
+    transitions: Sequence[tuple[str, str]],
+    *,
+    neighbors: np.ndarray,
+) -> dict[tuple[str, str], float]:
+    """Return how well cells at a boundary that is crossed one way point across it: 1 straight, 0 along, -1 back.
+
+    For each (source, target) of ``transitions`` the mean over cells i of the source, of the mean over their neighbours
+    j in the target, of cos(velocity_i, x_j - x_i); NaN where no cell has such a neighbour. Qiao & Huang (2021), CBDir.
+
+    ``points``, ``velocity``: in the same coordinates, shape (n_cells, n_dimensions); ``neighbors``: of each cell, shape
+    (n_cells, k).
+    """
+    labels = np.asarray(labels).astype(str)
+    speed = np.linalg.norm(velocity, axis=1)
+    found = {}
+    for source, target in transitions:
+        values = []
+        for i in np.flatnonzero(labels == source):
+            across = neighbors[i][labels[neighbors[i]] == target]
+            if len(across) and speed[i] > 0:
+                step = points[across] - points[i]
+                length = np.maximum(np.linalg.norm(step, axis=1), 1e-12)
+                values.append(np.mean(step @ velocity[i] / (length * speed[i])))
+        found[source, target] = float(np.mean(values)) if values else float("nan")
+    return found
+
+
 # --- rankings -------------------------------------------------------------------------------------------------------
 
 
@@ -352,3 +386,28 @@ def recall_at_k(scores: np.ndarray, truth: Sequence[int], k: int) -> float:
 def mrr(scores: np.ndarray, truth: Sequence[int]) -> float:
     """Return the mean reciprocal rank of the true label. Arguments as in :func:`true_ranks`."""
     return float(np.mean(1 / true_ranks(scores, truth)))
+
+
+def ndcg(scores: np.ndarray, truth: Sequence[int]) -> float:
+    """Return the mean normalised discounted cumulative gain, one true label a query (Järvelin & Kekäläinen 2002).
+
+    Arguments as in :func:`true_ranks`; a tie ranks against the true label, as there.
+    """
+    return float(np.mean(discounted(true_ranks(scores, truth))))
+
+
+def discounted(ranks: np.ndarray) -> np.ndarray:
+    """Return what finding the one true label at these ranks (1 = best) is worth, 1 / log2(1 + rank)."""
+    return 1 / np.log2(1 + np.asarray(ranks, dtype=np.float64))
+
+
+def ece(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) -> float:
+    """Return the expected calibration error: the mean gap of confidence and share of right answers over equal bins.
+
+    ``confidence`` from 0 to 1 of each answer, ``right`` whether it is true, shape (n_answers,). Bins count by their
+    answers (Naeini et al. 2015). Even a calibrated confidence has an error above 0 where answers are few.
+    """
+    confidence, right = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))

@@ -79,31 +79,42 @@ def write_report(
 ) -> Path:
     """Write the page to ``path`` and return it. Parts that are not given are left out.
 
-    about : facts on the data, name to value
-    summary : sentences to lead with
-    history : training records, see :func:`scidiff.plotting.history`
-    real, generated : cells to draw, see :func:`scidiff.plotting.embedding`; ``color`` is an obs column of both, by
-        default the first that holds a handful of categories
-    scores : a table of :func:`scidiff.evaluation.evaluate`; ``baselines`` more of them by name, as further columns
-    warnings : sentences
-    extra_sections : (heading, content), content a text (blank lines part paragraphs), a DataFrame (in its cells,
-        :class:`Score` can mark the best), Axes, or a list of at most one of each
+    The file appears whole or not at all.
 
-    The file appears whole or not at all. Raises InputError where its folder does not exist.
+    Parameters
+    ----------
+    path, title
+        Where to write, and the heading of the page.
+    about
+        Facts on the data, name to value.
+    summary
+        Sentences to lead with.
+    history
+        Training records, see :func:`scidiff.plotting.history`.
+    real, generated
+        Cells to draw, see :func:`scidiff.plotting.embedding`.
+    color
+        An obs column of both; by default the first that holds a handful of categories.
+    scores, baselines
+        A table of :func:`scidiff.evaluation.evaluate`, and more of them by name, as further columns.
+    warnings
+        Sentences.
+    extra_sections
+        (heading, content), content a text (blank lines part paragraphs), a DataFrame (in its cells, :class:`Score` can
+        mark the best), Axes, or a list of at most one of each.
+
+    Raises
+    ------
+    InputError
+        The folder of ``path`` does not exist.
     """
-    from jinja2 import Environment
-
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     if color is None and real is not None and generated is not None:
         color = _common_category(real, generated)
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    return write_page(
+        path,
+        "report.html.jinja",
         title=title,
-        about=_facts(about),
+        about=facts(about),
         summary=[*summary, *([] if scores is None else _summary(scores))],
         warnings=list(warnings),
         training=None if history is None else _training_picture(history),
@@ -111,8 +122,23 @@ def write_report(
         score_columns=[] if scores is None else ["generated", "real v. real", *(baselines or {})],
         score_rows=[] if scores is None else _score_rows(scores, baselines or {}),
         sections=[_section(heading, content) for heading, content in extra_sections],
-        provenance=_facts(_provenance(generated)),
+        provenance=facts(_provenance(generated)),
     )
+
+
+def write_page(path: str | Path, template: str, /, **content: Any) -> Path:
+    """Write a template of this folder, filled with ``content``, and return the path.
+
+    All text is escaped; the file appears whole or not at all. Raises InputError where its folder does not exist.
+    """
+    from jinja2 import Environment, FileSystemLoader
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
+    page = environment.get_template(template).render(content)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_text(page, encoding="utf-8")
@@ -164,7 +190,8 @@ def _score_rows(scores: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> 
     return rows
 
 
-def _facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values in words."""
     return [(str(name).replace("_", " "), _text(value)) for name, value in mapping.items()]
 
 

@@ -18,6 +18,7 @@ from scidiff.errors import DataWarning, InputError, closest
 from scidiff.integration import connectivity
 from scidiff.integration.connectivity import WhitenedSpearman, centred_ranks, group_means
 from scidiff.integration.drug_targets import join_key
+from scidiff.integration.ranking import consensus_rank
 from scidiff.integration.signatures import Signatures
 
 MIN_OVERLAP = 10  # with fewer genes in common a score says nothing
@@ -70,11 +71,11 @@ def rank_drugs(
     """Return the drugs of a library, the best first, one row each.
 
     Columns: ``kind`` ("drug"); ``name``; ``rank`` by the first method; one column per method, positive where the drug
-    mimics the effect; ``consensus_rank``, the order of the mean rank over methods; ``p_value`` of the first method,
-    that a query of noise alone scores as much in the direction asked for (NaN where that is not known:
+    mimics the effect; ``consensus_rank`` over them (:mod:`~scidiff.integration.ranking`); ``p_value`` of the first
+    method, that a query of noise alone scores as much in the direction asked for (NaN where that is not known:
     weighted_connectivity, xsum, zhang, enrichment); ``fdr`` (Benjamini & Hochberg 1995); ``leading_genes``, which
     change most and alike in both (to reverse: most and oppositely); ``n_signatures``; ``dose`` of the signature most
-    like the effect, where doses are known; ``targets``, where given; ``source``.
+    like the effect, where doses are known; ``known_targets``, where targets are given; ``source``.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def rank_drugs(
     scores = {method: library.score(method) for method in methods}
     ranks = pd.DataFrame({method: pd.Series(-sign * score).rank(method="first") for method, score in scores.items()})
     table = pd.DataFrame({"kind": "drug", "name": library.names, "rank": ranks[methods[0]].astype(int), **scores})
-    table["consensus_rank"] = ranks.mean(axis=1).rank(method="first").astype(int)
+    table["consensus_rank"] = consensus_rank(sign * pd.DataFrame(scores))
     table["p_value"] = _upper_tail(sign * scores[methods[0]] / library.null_spread(methods[0]))
     table["fdr"] = _fdr(table["p_value"].to_numpy())
     table["leading_genes"] = _leading(sign * library.mean, library.drugs, signatures.genes)
@@ -124,7 +125,7 @@ def rank_drugs(
         best = pd.Series(sign * library.score_each()).groupby(library.codes).idxmax()
         table["dose"] = list(signatures.table["dose"].iloc[best])
     if targets is not None:
-        table["targets"] = _targets_of(signatures.table, library.names, targets)
+        table["known_targets"] = _targets_of(signatures.table, library.names, targets)
     table["source"] = signatures.source
     return table.sort_values("rank", ignore_index=True)
 

@@ -25,8 +25,10 @@ import pandas as pd
 from scipy import sparse
 
 from scidiff.errors import InputError
+from scidiff.integration.activity import activity_of
+from scidiff.integration.ranking import consensus_rank
+from scidiff.integration.regulons import MIN_TARGETS, size_of, weights_of
 
-MIN_TARGETS = 5
 MIN_DETECTED = 0.05  # of cells: genes seen in fewer do not change measurably and only dilute
 N_LEADING = 10
 BLOCK = 2000  # cells whose projections on all TFs are in memory at once
@@ -43,13 +45,16 @@ def rank_regulators(
     min_targets: int = MIN_TARGETS,
     min_detected: float = MIN_DETECTED,
     multivariate: bool = True,
+    per_cell: bool = True,
 ) -> pd.DataFrame:
     """Return the TFs of a network, those with the largest activity change of either sign first, one row each.
 
     Columns: ``kind`` ("tf"); ``name``; ``rank`` by the size of ``ulm``; ``ulm`` and ``mlm``, t-values, positive where
-    the TF is more active; ``p_value``, two-sided, and ``fdr`` (Benjamini & Hochberg 1995) of ulm; ``leading_genes``,
-    the targets that speak most for the sign of ulm; ``n_targets``; ``source``: what the p-value rests on, "cells" or
-    "genes".
+    the TF is more active; with ``cells`` also ``aucell``, Welch's t of the activity per cell, treated against control
+    (:mod:`~scidiff.integration.activity`); ``consensus_rank`` over these (:mod:`~scidiff.integration.ranking`), the
+    sign of ulm being the one to agree with; ``p_value``, two-sided, and ``fdr`` (Benjamini & Hochberg 1995) of ulm;
+    ``leading_genes``, the targets that speak most for the sign of ulm; ``n_targets``; ``source``: what the p-value
+    rests on, "cells" or "genes".
 
     Parameters
     ----------
@@ -68,6 +73,8 @@ def rank_regulators(
         Share of all ``cells`` in which a gene must be seen.
     multivariate
         Whether to fit the MLM, the slower part; False leaves out its column.
+    per_cell
+        Whether to score single cells where there are some; False leaves out the column ``aucell``.
 
     Raises
     ------
@@ -83,7 +90,7 @@ def rank_regulators(
         keep &= seen >= min_detected * sum(group.shape[0] for group in groups)
         groups = [group[:, np.flatnonzero(keep)] for group in groups]
     genes, e = effect.index[keep], effect.to_numpy(dtype=float)[keep]
-    names, weights = _weights(network, genes, min_targets)
+    names, weights = weights_of(network, genes, min_targets)
     e = e - e.mean()
 
     ulm = _ulm(e, weights)
@@ -91,7 +98,12 @@ def rank_regulators(
 
     z, freedom = _studentised(ulm, groups, weights) if groups else (ulm.t, len(genes) - 2)
     p_value = 2 * t.sf(np.abs(z), freedom)
-    columns = {"ulm": ulm.t} | ({"mlm": _mlm(e, weights)} if multivariate else {})
+    columns = {"ulm": ulm.t}
+    if multivariate:
+        columns["mlm"] = _mlm(e, weights)
+    if groups and per_cell:
+        columns["aucell"] = _welch(*(activity_of(group, weights) for group in groups))
+    columns["consensus_rank"] = consensus_rank(pd.DataFrame(columns).mul(np.sign(ulm.t), axis=0))
     table = pd.DataFrame({"kind": "tf", "name": names, "rank": 0, **columns, "p_value": p_value})
     table["fdr"] = false_discovery_control(p_value)
     table["leading_genes"] = _leading(e, weights, ulm.t, genes)
@@ -125,36 +137,9 @@ def _check(effect: pd.Series, cells: tuple[Matrix, Matrix] | None) -> None:
             raise InputError(f"cells have shape {group.shape}; at least 2 cells x {len(effect)} genes are needed")
 
 
-def _weights(network: pd.DataFrame, genes: pd.Index, min_targets: int) -> tuple[pd.Index, sparse.csc_matrix]:
-    """Return the TFs with enough targets, sorted by name, and their weights, (n_genes, n_tfs)."""
-    if lost := [column for column in ("source", "target") if column not in network]:
-        raise InputError(f"the network has no column {lost[0]!r}; it has {', '.join(map(str, network.columns))}")
-    if "weight" not in network:
-        network = network.assign(weight=1.0)
-    edges = network[network["target"].isin(genes)]
-    counts = edges["source"].value_counts()
-    edges = edges[edges["source"].isin(counts.index[counts >= max(min_targets, 1)])]
-    if edges.empty:
-        raise InputError(
-            f"no regulator has {min_targets} targets among the {len(genes)} genes; are both named alike (symbols or "
-            "Ensembl ids)?"
-        )
-    names = pd.Index(sorted(edges["source"].unique()))
-    at = genes.get_indexer(edges["target"]), names.get_indexer(edges["source"])
-    weights = sparse.csc_matrix((edges["weight"].astype(float), at), shape=(len(genes), len(names)))
-    varied = np.flatnonzero(_size(weights) > 1e-9)  # the same weight on every gene says nothing
-    return names[varied], weights[:, varied]
-
-
-def _size(weights: sparse.csc_matrix) -> np.ndarray:
-    """Return the sum of squares of every TF's centred weights, (n_tfs,)."""
-    mean = np.asarray(weights.mean(axis=0)).ravel()
-    return np.asarray(weights.multiply(weights).sum(axis=0)).ravel() - weights.shape[0] * mean**2
-
-
 def _ulm(e: np.ndarray, weights: sparse.csc_matrix) -> Slopes:
     """Return the regression of a centred effect on each TF's weights."""
-    size = _size(weights)
+    size = size_of(weights)
     slope = weights.T @ e
     residual = np.maximum(e @ e - slope**2 / size, 1e-300) / (len(e) - 2)
     return Slopes(slope, slope / np.sqrt(size * residual), size, residual, np.asarray(weights.mean(axis=0)).ravel())
@@ -203,6 +188,13 @@ def _noise(group: sparse.csr_matrix, weights: sparse.csc_matrix, mean: np.ndarra
     of_genes = (np.asarray(group.multiply(group).sum(axis=0)).ravel() - n * means**2) / (n - 1)
     # centred on the mean of all genes, as the effect is
     return slope, float(of_genes.mean() - np.concatenate(level).var(ddof=1)) / n
+
+
+def _welch(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Return Welch's t of the columns; 0 where no cell differs from another."""
+    error = np.sqrt(sum(group.var(axis=0, ddof=1) / len(group) for group in (treated, control)))
+    difference = treated.mean(axis=0) - control.mean(axis=0)
+    return np.divide(difference, error, out=np.zeros_like(difference), where=error > 1e-12)
 
 
 def _leading(e: np.ndarray, weights: sparse.csc_matrix, t: np.ndarray, genes: pd.Index) -> list[str]:

@@ -7,7 +7,7 @@ posterior over them), a network of regulators, and signatures of drugs. All answ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +15,18 @@ import pandas as pd
 from scipy import sparse
 
 from scidiff.data.cells import read_cells
-from scidiff.data.scaling import log1p_cp10k
+from scidiff.data.scaling import log1p_cp10k, row_sums
 from scidiff.errors import InputError, closest
 from scidiff.integration.attribution import Library, Query, cosine, empirical_bayes_lda, from_genes
 from scidiff.integration.drugs import DIRECTIONS, rank_drugs, up_down
+from scidiff.integration.ranking import consensus_rank
 from scidiff.integration.regulators import rank_regulators
+from scidiff.integration.regulons import weights_of
 from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel, treatment_name
 from scidiff.phenotype import Phenotype
 from scidiff.predictor import context_keys
+from scidiff.tasks.in_silico import in_silico
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 #: columns of every ranking, in this order; those of single methods come between
 FIRST, LAST = ("kind", "name", "rank"), ("p_value", "fdr", "leading_genes", "source")
 N_LEADING = 10
+#: regulators, the first by regression, that are tried in silico
+N_TRIED = 30
 
 
 def attribute(
@@ -45,6 +50,7 @@ def attribute(
     condition: Mapping[str, Any] | None = None,
     network: pd.DataFrame | None = None,
     signatures: Signatures | None = None,
+    targets: pd.DataFrame | None = None,
     direction: str = "mimic",
     pairs: bool = False,
     layer: str | None = None,
@@ -63,6 +69,8 @@ def attribute(
         raise InputError("condition= belongs to phenotype=; cells know their own")
     if isinstance(up, str) or isinstance(down, str):
         raise InputError("up= and down= take lists of genes")
+    if targets is not None and signatures is None:
+        raise InputError("targets= are shown beside drugs; give signatures= too")
     if pairs and (up or down):
         raise InputError("pairs= needs cells or an effect=, not only names of genes")
     if model.library is None and network is None and signatures is None:
@@ -75,19 +83,15 @@ def attribute(
     if model.library is not None:
         tables.append(_perturbations(model.library, question, direction=direction, pairs=pairs))
     if network is not None:
-        tables.append(
-            rank_regulators(
-                question.on(model.genes) * (1 if direction == "mimic" else -1),
-                network,
-                cells=question.cells if direction == "mimic" or question.cells is None else question.cells[::-1],
-                leave_out=question.steered,
-            )
-        )
+        tables.append(_regulators(model, question, network, direction=direction))
     if signatures is not None:
-        tables.append(rank_drugs(question.effect, signatures, direction=direction, leave_out=question.steered))
+        tables.append(
+            rank_drugs(question.effect, signatures, direction=direction, leave_out=question.steered, targets=targets)
+        )
     table = pd.concat(tables, ignore_index=True)
     table["leading_genes"] = [",".join(genes) if isinstance(genes, list) else genes for genes in table["leading_genes"]]
-    return table[[*FIRST, *(name for name in table if name not in (*FIRST, *LAST)), *LAST]]
+    first = (*FIRST, "consensus_rank")
+    return table[[*first, *(name for name in table if name not in (*first, *LAST)), *LAST]]
 
 
 def by_gain(
@@ -113,6 +117,8 @@ def by_gain(
     falls = [wish.level in ("bottom", "below") for wish in phenotype.wishes]
     falls = np.array(falls) | [w.level == "mean" and w.value < x for w, x in zip(phenotype.wishes, level, strict=True)]
     wish = (weights * np.where(falls, -sign, sign)).mean(axis=1)
+    wished = np.flatnonzero(wish)
+    wish, genes = wish[wished], np.array(model.genes)[wished]
     effects = model.predictor.effects
     rows = effects.process.measured.rows
     time = None if rows["time"].isna().all() else float(rows["time"].max())
@@ -122,7 +128,7 @@ def by_gain(
     )
     out = []
     for parts, known in treatments:
-        effect = effects.predict(context, parts, dose=known, time=time)
+        effect = effects.predict(context, parts, dose=known, time=time, genes=wished)
         leading = np.argsort(-wish * effect.mean)[:N_LEADING]
         out.append(
             {
@@ -130,7 +136,7 @@ def by_gain(
                 "name": treatment_name(parts, known, separator=model.schema.combination_sep),
                 "gain": float(wish @ effect.mean),
                 "se": float(np.sqrt(np.square(wish) @ effect.variance)),
-                "leading_genes": ",".join(model.genes[g] for g in leading if wish[g] * effect.mean[g] > 0),
+                "leading_genes": ",".join(genes[g] for g in leading if wish[g] * effect.mean[g] > 0),
                 "source": "training cells",
             }
         )
@@ -144,11 +150,13 @@ class _Question:
     """An effect on the model's genes, where it comes from, and what is no evidence.
 
     ``effect``: change of mean log1p(CP10k), or signs. ``query``: for the library; None where only names were given.
-    ``cells``: log1p(CP10k) of treated and control cells.
+    ``cells``: log1p(CP10k) of treated and control cells. ``controls``: counts of control cells, if they are
+    counted, and their conditions.
     """
 
     effect: pd.Series
     query: Query | None
+    controls: tuple[sparse.csr_matrix, pd.DataFrame] | None
     up: tuple[str, ...] = ()
     down: tuple[str, ...] = ()
     cells: tuple[sparse.csr_matrix, sparse.csr_matrix] | None = None
@@ -172,15 +180,16 @@ def _asked(
 ) -> _Question:
     genes = pd.Index(model.genes)
     if cells is not None:
-        treated, control = _logged(model, cells, layer), _control(model, cells, reference, layer)
+        treated, (x, table, counted) = _logged(model, cells, layer), _controls(model, cells, reference, layer)
+        control, controls = sparse.csr_matrix(log1p_cp10k(x) if counted else x), (x, table) if counted else None
         change = np.asarray(treated.mean(axis=0) - control.mean(axis=0)).ravel()
         told: Any = cells.uns.get("scidiff", {})
         steered = tuple(map(str, told.get("genes", ()))) if told.get("verb") == "design" else ()
         return _Question(
-            pd.Series(change, genes), Query.of(treated, control), cells=(treated, control), steered=steered
+            pd.Series(change, genes), Query.of(treated, control), controls, cells=(treated, control), steered=steered
         )
     if effect is None:
-        return _Question(up_down(up, down), None, tuple(up), tuple(down))
+        return _Question(up_down(up, down), None, _known_controls(model), tuple(up), tuple(down))
     change = pd.Series(effect, dtype=float)
     if not change.index.is_unique:
         raise InputError(f"gene {change.index[change.index.duplicated()][0]!r} occurs more than once in the effect")
@@ -193,7 +202,7 @@ def _asked(
     asked: Query | None = None
     if model.library is not None:
         asked = Query.of_effect(change[known].reindex(genes, fill_value=0.0).to_numpy(), model.library)
-    return _Question(change, asked)
+    return _Question(change, asked, _known_controls(model))
 
 
 def _logged(model: TrainedModel, adata: AnnData, layer: str | None) -> sparse.csr_matrix:
@@ -201,19 +210,33 @@ def _logged(model: TrainedModel, adata: AnnData, layer: str | None) -> sparse.cs
     return sparse.csr_matrix(log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x)
 
 
-def _control(model: TrainedModel, cells: AnnData, reference: AnnData | None, layer: str | None) -> sparse.csr_matrix:
-    """Return log1p(CP10k) of the control cells to compare with: of the same contexts, given or the model's own."""
-    schema = model.schema
-    if reference is not None:
-        table, logged = model.conditions_of(reference), _logged(model, reference, layer)
-    else:
-        table, x = model.reference.conditions, model.reference.x
-        if model.predictor is not None:  # more of them: up to 200 of every context
-            table, x = model.predictor.reference_contexts, model.predictor.reference
-        logged = sparse.csr_matrix(log1p_cp10k(x) if model.counted else x)
-    rows = np.ones(len(table), dtype=bool)
+def _known_controls(model: TrainedModel) -> tuple[sparse.csr_matrix, pd.DataFrame]:
+    """Return the control cells that the model keeps, and their conditions."""
+    table, x = model.reference.conditions, model.reference.x
+    if model.predictor is not None:  # more of them: up to 200 of every context
+        table, x = model.predictor.reference_contexts, model.predictor.reference
+    rows = _are_control(model, table)
+    return x[rows], table[rows]
+
+
+def _are_control(model: TrainedModel, table: pd.DataFrame) -> np.ndarray:
+    """Return which of the cells are controls: all, where nobody says what was done to them."""
     if "perturbation" in table and table["perturbation"].notna().any():
-        rows = schema.is_control(table)
+        return np.asarray(model.schema.is_control(table))
+    return np.ones(len(table), dtype=bool)
+
+
+def _controls(
+    model: TrainedModel, cells: AnnData, reference: AnnData | None, layer: str | None
+) -> tuple[sparse.csr_matrix, pd.DataFrame, bool]:
+    """Return control cells of the same contexts, given or the model's own, their conditions, and if they are counts."""
+    schema = model.schema
+    if reference is None:
+        (x, table), counted = _known_controls(model), model.counted
+    else:
+        given, table = read_cells(reference, genes=model.genes, layer=layer), model.conditions_of(reference)
+        x, counted = sparse.csr_matrix(given.x), given.scale == "counts"
+    rows = _are_control(model, table)
     own = model.conditions_of(cells)
     shared = [name for name in schema.context if own[name].notna().any() and table[name].notna().any()]
     if not shared:
@@ -228,7 +251,24 @@ def _control(model: TrainedModel, cells: AnnData, reference: AnnData | None, lay
         places = np.concatenate([some[: max(1, round(most * share[key]))] for key, some in found.items()])
     if len(places) < 2:
         raise InputError("there are no control cells of these contexts to compare with; give them as reference=")
-    return logged[places]
+    return x[places], table.iloc[places], counted
+
+
+def _regulators(model: TrainedModel, question: _Question, network: pd.DataFrame, *, direction: str) -> pd.DataFrame:
+    """Return the ranking of regulators; the first by ulm are also tried in silico."""
+    effect = question.on(model.genes) * (1 if direction == "mimic" else -1)
+    cells = question.cells if direction == "mimic" or question.cells is None else question.cells[::-1]
+    table = rank_regulators(effect, network, cells=cells, leave_out=question.steered)
+    if question.controls is None or not model.counted or model.standardizer is not None:
+        return table
+    genes = pd.Index(model.genes)
+    names, weights = weights_of(network[network["source"].isin(table["name"][:N_TRIED])], genes, 1)
+    asked = effect.reindex(genes).mask(genes.isin(list(question.steered))).to_numpy(dtype=float)
+    x, conditions = question.controls
+    labels = {*conditions, *model.vocabulary.known} - set(model.schema.context)  # not who was left untreated
+    told = conditions.astype(object).assign(**dict.fromkeys(labels))
+    scores = in_silico(model, asked, weights, x, model.encoded(told, depth=row_sums(x)))
+    return table.assign(in_silico=table["name"].map(pd.Series(scores, names)))
 
 
 def _perturbations(library: Library, question: _Question, *, direction: str, pairs: bool) -> pd.DataFrame:
@@ -238,7 +278,7 @@ def _perturbations(library: Library, question: _Question, *, direction: str, pai
             table = from_genes(library, up=question.down, down=question.up)
             return _as_ranking(library, table.rename(columns={"score": "genes"}), question, sign=-1.0)
         turned = Query(2 * library.control - _moved(library, question.query), question.query.n)
-        question = _Question(question.effect, turned)
+        question = replace(question, query=turned)
     if question.query is None:
         table = from_genes(library, up=question.up, down=question.down)
         return _as_ranking(library, table.rename(columns={"score": "genes"}), question, sign=1.0)
@@ -262,8 +302,10 @@ def _as_ranking(library: Library, table: pd.DataFrame, question: _Question, *, s
         both = sum(shrunk[part] for part in ([name] if name in shrunk else library.parts(name))) * effect
         best = np.argsort(-both)[:N_LEADING]
         leading.append(list(genes[best[both[best] > 0]]))
+    methods = table[[name for name in ("lda", "cosine", "genes") if name in table]]
     return table.assign(
         kind="perturbation",
+        consensus_rank=consensus_rank(methods),
         rank=np.arange(1, len(table) + 1),
         p_value=np.nan,
         fdr=np.nan,

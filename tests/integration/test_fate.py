@@ -1,0 +1,108 @@
+"""Fate: the gambler's ruin, and a fork whose branches are taken as planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import scidiff as sd
+from scidiff.integration.fate import absorbed, balance, fates, transitions, weighted
+
+
+def test_gamblers_ruin():
+    """A walk on 0..n that goes up with p ends at n with probability (1 - r^i) / (1 - r^n), r = (1 - p) / p."""
+    n, p = 10, 0.6
+    steps = sparse.diags([np.full(n, 1 - p), np.full(n, p)], [-1, 1]).tocsr()
+    ends = np.full(n + 1, -1)
+    ends[[0, n]] = 0, 1
+    r = (1 - p) / p
+    expected = (1 - r ** np.arange(n + 1)) / (1 - r**n)
+    np.testing.assert_allclose(absorbed(steps, ends, 2)[:, 1], expected, atol=1e-12)
+
+
+def test_where_no_end_is_reached_nothing_is_known():
+    steps = sparse.csr_matrix(np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1.0]]))
+    found = absorbed(steps, np.array([-1, -1, -1, 0]), 2)
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.5, 0.5], [1, 0], [1, 0]])
+
+
+def test_steps():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(60, 2))
+    still = transitions(points, n_neighbors=7)
+    np.testing.assert_allclose(still.sum(axis=1), 1)
+    assert (still.diagonal() == 0).all()
+    np.testing.assert_allclose(still.data, 1 / 7)
+    right = np.tile([1.0, 0.0], (60, 1))
+    directed = transitions(points, direction=right, n_neighbors=7)
+    assert (((directed - still) @ points)[:, 0] > 0).all()
+    np.testing.assert_allclose(transitions(points, push=0 * right, n_neighbors=7).data, 1 / 7)
+    pushed = transitions(points, direction=right, push=-5 * right, n_neighbors=7)
+    assert ((pushed - still) @ points)[:, 0].mean() < 0
+    some = np.arange(20)
+    assert set(transitions(points, among=some, n_neighbors=5).indices) <= set(some)
+
+
+def test_cells_at_rest_have_no_direction():
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    direction = np.full((50, 2), 1e-6)
+    direction[0] = 1
+    steps = transitions(points, direction=direction, n_neighbors=6)
+    np.testing.assert_allclose(steps[1:].data, 1 / 6, rtol=1e-3)
+    assert np.ptp(steps[0].data) > 0.1
+
+
+def test_balance():
+    chance = np.random.default_rng(0).dirichlet([5, 1, 1], 500)
+    shares = np.array([0.2, 0.3, 0.5])
+    found = weighted(chance, balance(chance, shares))
+    np.testing.assert_allclose(found.mean(axis=0), shares, atol=1e-3)
+
+
+def fork(n: int = 600, share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return cells that walk a stem and take its left or right branch: places, directions, ends, stem cells."""
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(0, 2, n)
+    side = np.where(rng.random(n) < share, -1.0, 1.0)
+    beyond = np.maximum(t - 1, 0)
+    points = np.stack([side * beyond, t], axis=1) + 0.05 * rng.normal(size=(n, 2))
+    direction = np.stack([np.where(t > 1, side, 0), np.ones(n)], axis=1)
+    ends = np.where(t < 1.7, -1, (side > 0).astype(int))
+    return points, direction, ends, t < 0.8
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_fork(share):
+    points, direction, ends, stem = fork(share=share)
+    found = fates(points, ends, ["left", "right"], direction=direction, n_neighbors=15, n_rounds=6)
+    estimate, low, high = found.of(stem)
+    np.testing.assert_allclose(estimate, [share, 1 - share], atol=0.1)
+    assert (low <= estimate).all()
+    assert (estimate <= high).all()
+    np.testing.assert_allclose(found.probability.sum(axis=1), 1)
+    branch = (ends < 0) & (points[:, 1] > 1.4)
+    committed = found.probability[branch, 1] > 0.5
+    assert np.mean(committed == (points[branch, 0] > 0)) > 0.95
+
+
+def test_a_push_changes_fate_in_its_direction():
+    points, direction, ends, stem = fork()
+    options = {"direction": direction, "n_neighbors": 15, "n_rounds": 4}
+    own = fates(points, ends, ["left", "right"], **options)
+    none = fates(points, ends, ["left", "right"], push=0 * points, weights=own.weights, **options)
+    np.testing.assert_allclose(none.rounds, own.rounds)
+    pushed = fates(points, ends, ["left", "right"], push=points * 0 + [0.2, 0], weights=own.weights, **options)
+    assert pushed.of(stem)[0][1] > own.of(stem)[0][1] + 0.1
+
+
+def test_too_little_is_refused():
+    points, direction, ends, _ = fork(200)
+    with pytest.raises(sd.InputError, match="cells have reached 'nowhere'"):
+        fates(points, ends, ["left", "right", "nowhere"])
+    with pytest.raises(sd.InputError, match="on the way"):
+        fates(points, np.maximum(ends, 0), ["left", "right"])
+    with pytest.raises(sd.InputError, match="n_rounds=1"):
+        fates(points, ends, ["left", "right"], n_rounds=1)
+    with pytest.raises(sd.InputError, match="direction has shape"):
+        transitions(points, direction=direction[:, :1])

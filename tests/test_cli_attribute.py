@@ -1,0 +1,102 @@
+"""scidiff attribute: table, page and cells say the same, and public files come only when they are allowed to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scidiff as sd
+from scidiff.cli import main
+from scidiff.integration import read_network
+
+resources = import_module("scidiff.integration.download")
+GENES = [f"G{i}" for i in range(40)]
+
+
+def screen(seed: int = 0) -> ad.AnnData:
+    """Cells under two drugs, of which A raises the first ten genes and B the next ten."""
+    rng = np.random.default_rng(seed)
+    drug = np.resize(["DMSO", "A", "B"], 150)
+    rate = np.full((150, 40), 4.0)
+    rate[drug == "A", :10] *= 3
+    rate[drug == "B", 10:20] *= 3
+    obs = pd.DataFrame({"drug": drug, "cell_type": "T"}, index=[f"c{seed}-{i}" for i in range(150)])
+    return ad.AnnData(sparse.csr_matrix(rng.poisson(rate), dtype=np.float32), obs=obs, var=pd.DataFrame(index=GENES))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("box")
+    schema = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
+    config = sd.TrainConfig(steps=3, batch_size=32)
+    sd.ScIDiff.fit(screen(), schema, width=8, n_blocks=1, config=config, seed=0).save(out / "model")
+    asked = screen(1)
+    asked[asked.obs["drug"] == "A"].copy().write_h5ad(out / "asked.h5ad")
+    edges = [("TFA", gene, 1) for gene in GENES[:10]] + [("TFB", gene, 1) for gene in GENES[10:20]]
+    pd.DataFrame(edges, columns=["source", "target", "weight"]).to_csv(out / "net.csv", index=False)
+    rng = np.random.default_rng(5)
+    drugs = pd.DataFrame(rng.normal(0, 0.1, (40, 6)), GENES, list("ABCDEF")).rename_axis("gene")
+    for i in range(4):
+        drugs.iloc[10 * i : 10 * i + 10, i] += 2.0
+    drugs.to_csv(out / "drugs.csv")
+    (out / "targets.csv").write_text("drug,target\na,EGFR\n")
+    return out
+
+
+def run(*words: object) -> int:
+    return main(["attribute", *map(str, words)])
+
+
+def test_table_page_and_cells_agree(folder, tmp_path, capsys):
+    out, page, cells = tmp_path / "r.csv", tmp_path / "r.html", tmp_path / "r.h5ad"
+    files = ["--network", folder / "net.csv", "--signatures", folder / "drugs.csv", "--targets", folder / "targets.csv"]
+    words = [folder / "model", folder / "asked.h5ad", "--out", out, *files, "--report", page, "--cells-out", cells]
+    assert run(*words, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["table"], told["report"], told["cells"]) == (str(out), str(page), str(cells))
+    table = pd.read_csv(out)
+    assert table.groupby("kind")["name"].first().to_dict() == {"drug": "A", "perturbation": "A", "tf": "TFA"}
+    assert table.columns[:4].tolist() == ["kind", "name", "rank", "consensus_rank"]
+    assert table.loc[table["kind"] == "drug", "known_targets"].iloc[0] == "EGFR"
+    text = page.read_text()
+    assert all(f">{name}<" in text for name in table["name"])
+    again = ad.read_h5ad(cells)
+    pd.testing.assert_series_equal(
+        again.uns["scidiff_ranking"]["name"].reset_index(drop=True).astype(object), table["name"].astype(object)
+    )
+    assert again.obsm["tf_activity"]["TFA"].mean() > again.obsm["tf_activity"]["TFB"].mean()
+    assert (again.X != ad.read_h5ad(folder / "asked.h5ad").X).nnz == 0
+
+
+def test_a_public_file_comes_only_when_allowed(folder, tmp_path, monkeypatch, capsys):
+    fetched = []
+
+    def pretend(url, known, *, fname, path, downloader):
+        fetched.append(url)
+        place = Path(path, fname)
+        place.write_text((folder / "net.csv").read_text())
+        return str(place)
+
+    one = replace(resources.RESOURCES["collectri"], reader=read_network)
+    monkeypatch.setattr(resources, "RESOURCES", {"collectri": one})
+    monkeypatch.setattr(resources, "_quietly", pretend)
+    monkeypatch.setattr(resources, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    words = [folder / "model", folder / "asked.h5ad", "--out", tmp_path / "r.csv", "--network", "collectri"]
+    assert run(*words) == 1
+    assert "'collectri' is not here" in capsys.readouterr().err
+    assert not fetched
+    assert run(*words, "--download", "--quiet") == 0
+    assert fetched == [one.url]
+    assert run(*words, "--quiet") == 0  # it is there
+    assert len(fetched) == 1
+    assert "TFA" in set(pd.read_csv(tmp_path / "r.csv")["name"])
