@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test real lint lock clean
+.PHONY: demo test real docs lint lock clean
 
 ## demo: the main job on a simulated screen; writes the folder demo/ with cells, scores and report.html
 demo: .venv/installed
@@ -11,6 +11,11 @@ demo: .venv/installed
 ## test: all tests; those on real data run where the data folder is (SCIDIFF_DATA, default ../shared/data)
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+## docs: the documentation site in docs/_build; a warning is an error
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
 
 ## lint: style and types
 lint: .venv/installed
@@ -28,5 +33,9 @@ lock: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch .venv/installed
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[docs]'
+	touch .venv/docs
+
 clean:
-	rm -rf .venv demo dist build
+	rm -rf .venv demo dist build docs/_build

@@ -9,8 +9,10 @@ control cells and true against the other; a seed is one halving. Beside the clos
     kang        each of seven cell types held out
     norman      each double held out of which one or both parts were measured alone
     zhao        each patient held out; "states": cell states found by clustering are the contexts, not patients
-    papalexi    each replicate held out, replicates as contexts. pds ranks by L1 distance to noisy effects, which
-                rewards large predictions: "mean shift x 1.5" is no better than the mean shift by any other metric
+    papalexi    each replicate held out, replicates as contexts. pds asks which of the noisy true effects is nearest
+                to a prediction (L1). It rewards large predictions, noise included: mean shift x 1.5, x 5.
+                "named": which of the predictions is nearest to a true effect. "calibration": slope of true on predicted
+                effects, both less their mean over targets, 1 if predictions are as large as they should be
     simulator   dose 1 of every drug, and 24 hours of all perturbations, against the noise-free truth; "limit": group
                 means without sampling noise, which leaves the error of the model; drugs never seen, by their features
 """
@@ -177,10 +179,14 @@ def papalexi(seeds: int) -> Iterator[Row]:
             fit = method.fit(train, schema)
             asked = [{"perturbation": name, "replicate": replicate} for name in names]
             found[title(method)] = [fit.effect(schema.conditions(one).iloc[0], z) for one in asked]
-        found["mean shift x 1.5"] = 1.5 * np.array(found["mean shift"])
+        found |= {f"mean shift x {times}": times * np.array(found["mean shift"]) for times in (1.5, 5)}
         for method, effects in found.items():
-            told_apart = metrics.pds(np.array(effects), true, targets=targets)
-            yield replicate, seed, method, "pds", told_apart.mean()
+            effects = np.array(effects)
+            yield replicate, seed, method, "pds", metrics.pds(effects, true, targets=targets).mean()
+            yield replicate, seed, method, "named", metrics.pds(true, effects, targets=targets).mean()
+            own, told = ((one - one.mean(axis=0)).ravel() for one in (true, effects))
+            if np.abs(told).max() > 1e-6:  # not one prediction for all
+                yield replicate, seed, method, "calibration", metrics.slope(own, told)
             for metric in (metrics.pearson_delta, metrics.mse_delta):
                 each = [metric(*both) for both in zip(effects, true, strict=True)]
                 yield replicate, seed, method, metric.__name__, float(np.mean(each))

@@ -219,6 +219,41 @@ def test_predict_warns_of_what_was_measured(box, tmp_path, capsys):
     assert told["n_cells"] == ((screen().obs[["drug", "cell_type"]] == ["DMSO", "CD8 T"]).all(axis=1)).sum()
 
 
+def test_trajectory_is_what_python_does(box, tmp_path, capsys):
+    asked = ["--to", "perturbation=A", "--where", 'drug=DMSO,cell_type="CD8 T"', "--steps", 3, "--seed", 3]
+    told = answer(capsys, "trajectory", box / "model", box / "cells.h5ad", "--out", tmp_path / "path.h5ad", *asked)
+    made = anndata.read_h5ad(tmp_path / "path.h5ad")
+    where = {"drug": "DMSO", "cell_type": "CD8 T"}
+    expected = sd.ScIDiff.load(box / "model").trajectory(screen(), {"drug": "A"}, where=where, steps=3, seed=3)
+    assert (made.layers["counts"] != expected.layers["counts"]).nnz == 0
+    assert made.obs["frame"].tolist() == expected.obs["frame"].tolist()
+    assert (told["n_paths"], told["n_frames"], told["stops"]) == (made.n_obs // 4, 4, [0, 1])
+    words = ["--along", "time=6:24", "--out", tmp_path / "other.h5ad"]
+    assert run("trajectory", box / "model", box / "cells.h5ad", *words) == 1
+    assert "unknown attribute 'time'" in capsys.readouterr().err
+
+
+def test_fate_is_what_python_does(box, tmp_path, capsys):
+    cells = screen()
+    cells.obs["state"] = np.random.default_rng(0).choice(["way", "way", "left", "right"], cells.n_obs)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    asked = ["--terminal", "state=left", "--terminal", "state=right", "--rounds", 2, "--seed", 3]
+    words = [box / "model", tmp_path / "cells.h5ad", "--out", tmp_path / "fate.h5ad", *asked]
+    told = answer(capsys, "fate", *words)
+    made = anndata.read_h5ad(tmp_path / "fate.h5ad")
+    ends = {"state": ["left", "right"]}
+    expected = sd.ScIDiff.load(box / "model").fate(cells, ends, n_rounds=2, seed=3)
+    np.testing.assert_allclose(made.obsm["fate"], expected.obsm["fate"])
+    assert told["n_cells"] == cells.n_obs
+    assert {(row["group"], row["end"]) for row in told["fate"]} >= {("way", "left"), ("way", "right")}
+    assert run("fate", *words, "--to", "perturbation=A") == 0
+    said = capsys.readouterr().out
+    assert "way -> left: " in said
+    assert "changed by" in said
+    assert run("fate", *words, "--terminal", "state=up") == 1
+    assert "no cell has state 'up'" in capsys.readouterr().err
+
+
 def test_evaluate_without_a_recorded_schema_compares_all_cells(place, capsys):
     screen(400, 1).write_h5ad("other.h5ad")
     told = answer(capsys, "evaluate", "other.h5ad", "cells.h5ad", "--out", "scores.csv")
@@ -288,7 +323,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"{sd.__version__}\n"
     assert run() == 0
     shown = capsys.readouterr().out
-    for verb in ("check", "train", "generate", "denoise", "predict", "evaluate", "demo"):
+    for verb in ("check", "train", "generate", "denoise", "predict", "trajectory", "evaluate", "demo"):
         assert verb in shown
         assert run(verb, "--help") == 0
         text = capsys.readouterr().out

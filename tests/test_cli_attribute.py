@@ -77,6 +77,33 @@ def test_table_page_and_cells_agree(folder, tmp_path, capsys):
     assert (again.X != ad.read_h5ad(folder / "asked.h5ad").X).nnz == 0
 
 
+def test_treatments_for_a_phenotype(folder, tmp_path, capsys):
+    (tmp_path / "wish.yaml").write_text("up: [G0, G1]\ndown: [G15]\n")
+    asked = ["--phenotype", tmp_path / "wish.yaml", "--condition", "cell_type=T"]
+    out, page = tmp_path / "r.csv", tmp_path / "r.html"
+    assert run(folder / "model", *asked, "--out", out, "--report", page, "--json") == 0
+    first = json.loads(capsys.readouterr().out)["best"][0]
+    assert (first["name"], first["rank"], first["consensus_rank"], first["direction"]) == ("A", 1, 1, "mimic")
+    assert first["gain"] > 5 * first["se"] > 0
+    assert pd.read_csv(out)["name"].tolist() == ["A", "B"]
+    assert "wish.yaml" in page.read_text()
+    assert "cell_type=T" in page.read_text()
+    assert run(folder / "model", *asked, "--reverse", "--out", out) == 0
+    assert "perturbation: B, A" in capsys.readouterr().out
+    refused = {
+        "there is no file": [folder / "model", "--phenotype", tmp_path / "wishes.yaml"],
+        "condition= belongs to phenotype=": [folder / "model", "--up", "G0", "--condition", "cell_type=T"],
+        "takes one of": [folder / "model", *asked, "--up", "G0"],
+        "as up= and down=": [folder / "model", *asked, "--network", folder / "net.csv"],
+        "unknown cell_type 'B'": [folder / "model", *asked[:2], "--condition", "cell_type=B"],
+    }
+    for message, words in refused.items():
+        assert run(*words, "--out", out) == 1
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert error.count("\n") == 1
+
+
 def test_a_public_file_comes_only_when_allowed(folder, tmp_path, monkeypatch, capsys):
     fetched = []
 

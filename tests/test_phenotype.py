@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from scidiff.errors import InputError
-from scidiff.phenotype import MAX_LEVEL, Phenotype, asked_phenotype
+from scidiff.phenotype import MAX_LEVEL, Phenotype, asked_modules, asked_phenotype, module_scores
 
 GENES = ["IL2RA", "LAG3", "TIGIT", "ISG15", "MX1", "IFI6", "XIST"]
 NETWORK = pd.DataFrame(
@@ -304,3 +305,29 @@ def test_what_the_command_line_cannot_ask(folder, options, message):
     paths = {name: folder / value for name, value in options.items() if isinstance(value, str)}
     with pytest.raises(InputError, match=message):
         asked_phenotype(**options | paths)
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_modules_are_weighted_means():
+    x = np.array([[1.0, 2.0, 3.0, 9.0], [0.0, 1.0, 0.0, 4.0]], dtype=np.float32)
+    asked = {"set": ["A", "B", "C"], "tf": {"A": 3.0, "D": -1.0, "B": 0.0}, "part": ["A", "B", "C", "gone"]}
+    for matrix in (x, sparse.csr_matrix(x)):
+        scores, weights = module_scores(matrix, list("ABCD"), asked)
+        np.testing.assert_allclose(scores["set"], [2, 1 / 3], rtol=1e-6)
+        np.testing.assert_allclose(scores["tf"], [(3 - 9) / 4, -1], rtol=1e-6)
+        np.testing.assert_allclose(scores["part"], [2, 1 / 3], rtol=1e-6)  # as if the one gone did as the others
+        assert weights["tf"] == {"A": 0.75, "D": -0.25}
+
+
+def test_modules_of_a_command_line(tmp_path):
+    (tmp_path / "sets.gmt").write_text("IFN\t\tA\tB\n")
+    (tmp_path / "net.csv").write_text("source,target,weight\nT,A,1\nT,B,-3\n")
+    columns, modules = asked_modules(["score", f"IFN={tmp_path / 'sets.gmt'}", f"T={tmp_path / 'net.csv'}"])
+    assert columns == ["score"]
+    assert modules == {"IFN": {"A": 0.5, "B": 0.5}, "T": {"A": 0.25, "B": -0.75}}
+    with pytest.raises(InputError, match="has no gene set 'IFM'; nearest: 'IFN'"):
+        asked_modules([f"IFM={tmp_path / 'sets.gmt'}"])
+    with pytest.raises(InputError, match="the network has no TF 'U'"):
+        asked_modules([f"U={tmp_path / 'net.csv'}"])

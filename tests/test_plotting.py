@@ -112,3 +112,36 @@ def test_score_table_prints_every_number():
 def test_without_axes_a_figure_is_made():
     ax = plotting.history(pd.DataFrame({"step": [0, 1], "loss": [2.0, 1.0]}))
     assert ax.figure.get_size_inches()[0] > 3
+
+
+def test_streamlines_follow_the_steps(axes):
+    rng = np.random.default_rng(0)
+    adata = cells(300, seed=0)
+    adata.obsm["X_pca"] = points = rng.uniform(0, 1, (300, 2))
+    ahead = (points[None, :, 0] > points[:, None, 0]) & (np.linalg.norm(points[None] - points[:, None], axis=2) < 0.3)
+    steps = sp.csr_matrix(ahead + 0.1 * (np.linalg.norm(points[None] - points[:, None], axis=2) < 0.3))
+    adata.obsp["T_fwd"] = sp.diags(1 / np.asarray(steps.sum(axis=1)).ravel()) @ steps
+    ax = plotting.streamlines(adata, color="kind", ax=axes())
+    lines = ax.collections[1].get_segments()
+    dx = np.array([line[1, 0] - line[0, 0] for line in lines])
+    assert np.mean(dx[dx != 0] > 0) > 0.9
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"a", "b"}
+
+
+def test_gene_paths_have_bands(axes):
+    paths = pd.DataFrame({"gene": list("aabb"), "at": [1, 0, 0, 1], "mean": [2.0, 1, 3, 4]})
+    ax = plotting.gene_paths(paths.assign(low=paths["mean"] - 1, high=paths["mean"] + 1), ax=axes())
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, 2])
+    assert len(ax.collections) == 2
+
+
+def test_fate_bars(axes):
+    table = pd.DataFrame({"group": ["x", "x", "y"], "end": ["A", "B", "A"], "probability": [0.3, 0.7, 1.0]})
+    table[["low", "high"]] = [[0.2, 0.4], [0.6, 0.8], [1, 1]]
+    ax = plotting.fate_bars(table, group="x", ax=axes())
+    assert [bar.get_height() for bar in ax.patches] == [0.3, 0.7]
+    table[["perturbed", "perturbed_low", "perturbed_high"]] = [[0.1, 0.1, 0.2], [0.9, 0.8, 0.9], [1, 1, 1]]
+    ax = plotting.fate_bars(table, group="x", ax=axes())
+    assert [bar.get_height() for bar in ax.patches] == [0.3, 0.7, 0.1, 0.9]
+    with pytest.raises(ValueError, match="no group 'z'; there are x, y"):
+        plotting.fate_bars(table, group="z", ax=axes())

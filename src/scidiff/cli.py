@@ -581,6 +581,13 @@ def attribute(
     up: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go up, A,B.")] = None,
     down: Annotated[list[str] | None, typer.Option(help="Instead of cells: genes that go down.")] = None,
     effect: Annotated[Path | None, typer.Option(help="Instead of cells: a table gene, change of log1p CP10k.")] = None,
+    phenotype: Annotated[
+        Path | None,
+        typer.Option(help="Instead of cells: a YAML file as in design; which treatment moves cells there?"),
+    ] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="With --phenotype: the context to treat, cell_type=CD8 T.")
+    ] = None,
     network: Annotated[
         Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...; or the name collectri.")
     ] = None,
@@ -609,22 +616,26 @@ def attribute(
         if cells_out is not None and cells is None:
             raise InputError("--cells-out writes the cells of CELLS again; there are none")
         network, signatures = (_fetched(path, consent=download) for path in (network, signatures))
-        files = [path for path in (cells, reference, effect, network, signatures, targets) if path]
+        files = [path for path in (cells, reference, effect, phenotype, network, signatures, targets) if path]
         for place, suffix in ((out, ".csv"), (report, ".html"), (cells_out, ".h5ad")):
             if place is not None:
                 check_file_place(place, suffix, inputs=files)
+        from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
         from scidiff.integration import read_drug_targets, read_network, read_signatures
-        from scidiff.phenotype import listed, read_signature
+        from scidiff.phenotype import Phenotype, listed, read_signature
 
         adata = None if cells is None else read_h5ad(cells)
         edges = None if network is None else read_network(network)
-        table = ScIDiff.load(model).attribute(
+        trained = ScIDiff.load(model)
+        table = trained.attribute(
             adata,
             reference=None if reference is None else read_h5ad(reference),
             up=listed(up or []),
             down=listed(down or []),
             effect=None if effect is None else read_signature(effect),
+            phenotype=None if phenotype is None else Phenotype.from_yaml(phenotype),
+            condition=parse_condition(condition, schema=trained.schema) or None,
             network=edges,
             signatures=None if signatures is None else read_signatures(signatures),
             targets=None if targets is None else read_drug_targets(targets),
@@ -637,19 +648,21 @@ def attribute(
         if report is not None:
             from scidiff.evaluation import write_ranking
 
-            sources = {"cells": cells, "effect": effect, "reference": reference, "model": model, "network": network}
-            sources |= {"signatures": signatures, "targets": targets}
+            sources = {"cells": cells, "effect": effect, "phenotype": phenotype, "reference": reference}
+            sources |= {"model": model, "network": network, "signatures": signatures, "targets": targets}
             asked: dict[str, Any] = {name: path.name for name, path in sources.items() if path}
             asked |= {name: listed(genes) for name, genes in (("up", up), ("down", down)) if genes}
+            asked |= {"condition": ", ".join(condition)} if condition else {}
             asked["direction"] = "what would undo it" if reverse else "what would cause it"
             write_ranking(report, table, about=asked, network=edges)
         if cells_out is not None:
             with whole_file(cells_out) as part:
                 _with_ranking(adata, table, edges, layer).write_h5ad(part, compression="gzip")
         best = table.groupby("kind", sort=False).head(5)
+        told = ("kind", "name", "rank", "consensus_rank", "direction", "gain", "se")
         written = [str(place) for place in (out, report, cells_out) if place]
         talk.result(
-            {"table": str(out), "best": _records(best[["kind", "name", "rank", "consensus_rank"]])}
+            {"table": str(out), "best": _records(best[[name for name in told if name in best]])}
             | {"report": report and str(report), "cells": cells_out and str(cells_out)},
             *(f"{kind}: {', '.join(map(str, rows['name']))}" for kind, rows in best.groupby("kind", sort=False)),
             f"{len(table)} candidates written to {', '.join(written)}",
@@ -808,27 +821,27 @@ def studio(
     as_json: Json = False,
 ) -> None:
     """Open a page on this machine to look at a model, design cells and rank causes; Ctrl-C ends it."""
-    with Talk(quiet=quiet, as_json=as_json):
-        from scidiff.studio.server import check_installed, listen, serve
+    from scidiff.studio.server import check_installed, listen, serve
 
-        check_installed()
-        place = listen(port)  # before the files are read: nobody shall wait for a port that is taken
-        from scidiff.estimator import ScIDiff
-        from scidiff.integration import read_network, read_signatures
-        from scidiff.studio.session import Session
+    check_installed()
+    with listen(port) as place:  # before the files are read: nobody shall wait for a port that is taken
+        with Talk(quiet=quiet, as_json=as_json):
+            from scidiff.estimator import ScIDiff
+            from scidiff.integration import read_network, read_signatures
+            from scidiff.studio.session import Session
 
-        session = Session(
-            ScIDiff.load(model),
-            model.resolve().name,
-            data=None if data is None else read_h5ad(data),
-            network=None if network is None else read_network(network),
-            signatures=None if signatures is None else read_signatures(signatures),
-        )
+            session = Session(
+                ScIDiff.load(model),
+                model.resolve().name,
+                data=None if data is None else read_h5ad(data),
+                network=None if network is None else read_network(network),
+                signatures=None if signatures is None else read_signatures(signatures),
+            )
 
-    def announce(address: str) -> None:
-        print(json.dumps({"address": address}) if as_json else f"the studio is at {address}", flush=True)
+        def announce(address: str) -> None:
+            print(json.dumps({"address": address}) if as_json else f"the studio is at {address}", flush=True)
 
-    serve(session, place, announce=announce, browser=not no_browser)
+        serve(session, place, announce=announce, browser=not no_browser)
 
 
 @app.command()

@@ -6,10 +6,10 @@ predicted best, and weights to sample with, trained until generated cells vary a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from scidiff.errors import InputError, closest
 from scidiff.integration.attribution import Library
 from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, treatment_name, unanchored, untrained
 from scidiff.models.anchor import Anchor
+from scidiff.phenotype import module_scores
 from scidiff.predictor import Predictor
 from scidiff.tasks.denoise import matched_sigma
 from scidiff.tasks.generate import calibrated_gain
@@ -66,6 +67,7 @@ def fit(
     genes: Sequence[str] | int | None = None,
     layer: str | None = None,
     features: pd.DataFrame | None = None,
+    modules: Mapping[str, Any] | None = None,
     width: int = 384,
     n_blocks: int = 3,
     config: TrainConfig | None = None,
@@ -90,8 +92,15 @@ def fit(
         raise InputError("denoise_only= is for thinning; with Gaussian noise one training serves all requests")
 
     depth = row_sums(cells.x) if cells.scale == "counts" else None
-    vocabulary, described = _learn(cells, schema, depth, features)
-    cond = vocabulary.encode(cells.conditions, depth=depth)
+    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    computed, weights = module_scores(logged, cells.genes, modules or {})
+    scores = pd.concat([schema.module_scores(adata).reset_index(drop=True), computed], axis=1)
+    schema = replace(schema, modules=(*schema.modules, *computed))
+    if denoise_only and schema.modules:
+        raise InputError("a model that only denoises is told of no modules; leave them or denoise_only out")
+    vocabulary, described = _learn(cells, schema, depth, features, scores)
+    within = {name: scores[name].clip(*bounds).to_numpy() for name, bounds in vocabulary.modules.items()}
+    cond = vocabulary.encode(cells.conditions.assign(**within), depth=depth)
     control = schema.is_control(cells.conditions)
     task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
     predictor = Predictor.fit(
@@ -116,7 +125,8 @@ def fit(
         histories[stage] = train(
             network,
             task.batches,
-            task.cond,
+            # what is denoised cannot be told its own score, and effects are those of whole populations
+            task.cond if stage == "sample" else task.cond.drop(*schema.modules),
             config=settings,
             judge=judge,
             checkpoint=None if checkpoint is None else Path(checkpoint) / stage,
@@ -146,11 +156,12 @@ def fit(
             "gain": 1.0,
             "process": asdict(denoiser.process),
             "training": asdict(config),
+            **({"modules": weights} if weights else {}),
         },
     )
     if noise == "gaussian":
         rows = slice(500) if len(task.unseen) < MIN_CELLS_TO_MATCH else task.unseen
-        matched = matched_sigma(model, cells.x[rows], cond[rows], seed=config.seed)
+        matched = matched_sigma(model, cells.x[rows], cond[rows].drop(*schema.modules), seed=config.seed)
         return replace(model, settings=model.settings | matched)
     if denoise_only:
         return model
@@ -182,7 +193,8 @@ def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: Tra
     if not held.nnz:
         return _Task(batches, cond, None, anchor)
     judges = [
-        HeldOutMolecules(batches, cond, CountBatches(held), seed=config.seed, noisy=noisy) for noisy in (True, False)
+        HeldOutMolecules(batches, told, CountBatches(held), seed=config.seed, noisy=noisy)
+        for told, noisy in ((cond, True), (cond.drop(*cond.modules), False))
     ]
     return _Task(batches, cond, judges[0], anchor, posterior_judge=judges[1])
 
@@ -208,11 +220,11 @@ def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config
 
 
 def _learn(
-    cells: Cells, schema: Schema, depth: np.ndarray | None, features: pd.DataFrame | None
+    cells: Cells, schema: Schema, depth: np.ndarray | None, features: pd.DataFrame | None, modules: pd.DataFrame
 ) -> tuple[Vocabulary, torch.Tensor | None]:
     """Vocabulary, and features of the parts in its order, standardised."""
     extra = () if features is None else tuple(map(str, features.index))
-    vocabulary = Vocabulary.learn(cells.conditions, schema, depth=depth, extra_parts=extra)
+    vocabulary = Vocabulary.learn(cells.conditions, schema, depth=depth, extra_parts=extra, modules=modules)
     if features is None:
         return vocabulary, None
     if missing := [part for part in vocabulary.parts if part not in set(extra)]:

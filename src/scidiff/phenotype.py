@@ -66,6 +66,30 @@ class Wish:
     weights: Mapping[str, float] = field(default_factory=dict)
     function: Callable[[Tensor], Tensor] | None = None
 
+    def on(self, genes: pd.Index) -> np.ndarray:
+        """Return the weights of ``genes``, shape (n_genes,); zeros for a function.
+
+        Raises
+        ------
+        InputError
+            A gene that was named is not among them (the nearest is told); or hardly one of a set is.
+        """
+        missing = [gene for gene in self.weights if gene not in genes]
+        if missing and len(self.weights) == 1:
+            raise InputError(f"gene {missing[0]!r} is not one of the model{closest(missing[0], genes)}")
+        if self.weights and len(self.weights) - len(missing) < min(MIN_IN_SET, len(self.weights)):
+            raise InputError(
+                f"{self.name}: only {len(self.weights) - len(missing)} of its {len(self.weights)} genes are in the "
+                f"model, at least {min(MIN_IN_SET, len(self.weights))} are needed"
+            )
+        there = {gene: weight for gene, weight in self.weights.items() if gene in genes}
+        # as if the genes that are not here did as the others: means stay means, shifts still are of 1
+        power = 2 if self.level == "shift" else 1
+        scale = _total(self.weights, power) / max(_total(there, power), 1e-12)
+        out = np.zeros(len(genes), dtype=np.float32)
+        out[genes.get_indexer(list(there))] = np.array(list(there.values())) * scale
+        return out
+
 
 class Phenotype:
     """Wishes that designed cells shall meet together; two phenotypes add up with ``+``.
@@ -145,10 +169,18 @@ class Phenotype:
         for gene, level in self.clamp.items():
             if other.clamp.get(gene, level) != level:
                 raise InputError(f"{gene} is clamped at {level:g} and at {other.clamp[gene]:g}: choose one")
-        both = object.__new__(Phenotype)
-        both.wishes, both.clamp = self.wishes + other.wishes, self.clamp | other.clamp
-        both._check()
-        return both
+        return self._of(self.wishes + other.wishes, self.clamp | other.clamp)
+
+    def also(self, wish: Wish) -> Phenotype:
+        """Return the phenotype that asks for one wish more."""
+        return self._of((*self.wishes, wish), self.clamp)
+
+    @classmethod
+    def _of(cls, wishes: tuple[Wish, ...], clamp: dict[str, float]) -> Phenotype:
+        made = object.__new__(cls)
+        made.wishes, made.clamp = wishes, clamp
+        made._check()
+        return made
 
     def __repr__(self) -> str:
         said = [f"{wish.name} {wish.level} {wish.value:g}" for wish in self.wishes]
@@ -200,27 +232,12 @@ class Phenotype:
         InputError
             A gene that was named is not among ``genes`` (the nearest is told); or hardly one of a set is.
         """
-        place = {gene: i for i, gene in enumerate(genes)}
+        index = pd.Index(genes)
         for gene in self.clamp:
-            if gene not in place:
+            if gene not in index:
                 raise InputError(f"gene {gene!r} is not one of the model{closest(gene, genes)}")
-        out = np.zeros((len(genes), len(self.wishes)), dtype=np.float32)
-        for j, wish in enumerate(self.wishes):
-            missing = [gene for gene in wish.weights if gene not in place]
-            if missing and len(wish.weights) == 1:
-                raise InputError(f"gene {missing[0]!r} is not one of the model{closest(missing[0], genes)}")
-            if wish.weights and len(wish.weights) - len(missing) < min(MIN_IN_SET, len(wish.weights)):
-                raise InputError(
-                    f"{wish.name}: only {len(wish.weights) - len(missing)} of its {len(wish.weights)} genes are in the "
-                    f"model, at least {min(MIN_IN_SET, len(wish.weights))} are needed"
-                )
-            there = {gene: weight for gene, weight in wish.weights.items() if gene in place}
-            # as if the genes that are not here did as the others: means stay means, shifts still are of 1
-            power = 2 if wish.level == "shift" else 1
-            scale = _total(wish.weights, power) / max(_total(there, power), 1e-12)
-            for gene, weight in there.items():
-                out[place[gene], j] = weight * scale
-        return out
+        columns = [wish.on(index) for wish in self.wishes]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(genes), 0), dtype=np.float32)
 
 
 def _total(weights: Mapping[str, float], power: int) -> float:
@@ -279,6 +296,59 @@ def asked_phenotype(
         name = next(iter(files))
         raise InputError(f"--{name} is for --up and --down; to use it in {file}, name it there")
     return sum(parts[1:], parts[0])
+
+
+def module_scores(x: Any, genes: Sequence[str], modules: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return how active gene sets and TFs are in cells: the (weighted) mean of log1p(CP10k) of their genes.
+
+    Parameters
+    ----------
+    x
+        log1p(CP10k), csr or dense, shape (n_cells, n_genes).
+    genes
+        Names of its columns.
+    modules
+        Name -> genes of a set, or gene -> weight, such as the targets of a TF.
+
+    Returns
+    -------
+    Scores, one row per cell and one column per module, and the weights that made them: name -> gene -> weight.
+
+    Raises
+    ------
+    InputError
+        A module is no list of genes, or fewer than three of its genes are among ``genes``.
+    """
+    index, scores, weights = pd.Index(genes), {}, {}
+    for name, asked in _mapping(modules, "modules").items():
+        if isinstance(asked, Mapping | pd.Series):
+            told = {str(gene): _number(weight, f"module {name}, {gene}") for gene, weight in asked.items()}
+            told = {gene: weight / (_total(told, 1) or 1) for gene, weight in told.items() if weight}
+        else:
+            told = _weights(name, {name: _genes(name, asked)}, None)
+        if not told:
+            raise InputError(f"module {name} has no gene with a weight")
+        on = Wish(f"module {name}", "mean", 0.0, told).on(index)
+        scores[str(name)] = np.asarray(x @ on).ravel()
+        weights[str(name)] = {genes[i]: float(on[i]) for i in np.flatnonzero(on)}
+    return pd.DataFrame(scores, index=range(x.shape[0])), weights
+
+
+def asked_modules(said: Sequence[str]) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Return obs columns, and weights of genes by module, from ``COLUMN``, ``SET=FILE.gmt`` and ``TF=NETWORK``."""
+    columns, modules = [], {}
+    for entry in said:
+        name, is_file, file = entry.partition("=")
+        if not is_file:
+            columns.append(name)
+        elif ".gmt" in Path(file).suffixes:
+            sets = read_gene_sets(Path(file))
+            if name not in sets:
+                raise InputError(f"{file} has no gene set {name!r}{closest(name, sets)}")
+            modules[name] = _weights(name, {name: list(sets[name])}, None)
+        else:
+            modules[name] = _weights(_TF + name, {}, read_network(Path(file)))
+    return columns, modules
 
 
 def listed(said: Sequence[str]) -> list[str]:

@@ -176,6 +176,76 @@ def score_table(scores: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def streamlines(adata: AnnData, *, basis: str = "X_pca", color: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw where cells go: the mean step of ``obsp["T_fwd"]``, as lines over the first two dimensions of ``basis``.
+
+    ``adata``: what :meth:`scidiff.ScIDiff.velocity` returns; further embeddings of the cells may be added to ``obsm``.
+    ``color`` names an obs column, whose eight most frequent values get a colour.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    points = np.asarray(adata.obsm[basis], dtype=float)[:, :2]
+    steps = adata.obsp["T_fwd"]
+    even = steps.astype(bool).astype(float)  # towards where there simply are more cells
+    mean = steps @ points - np.asarray(even @ points) / np.asarray(even.sum(axis=1)).reshape(-1, 1)
+    n = 40
+    edges = [np.linspace(points[:, i].min(), points[:, i].max(), n + 1) for i in range(2)]
+    number, *sums = (
+        gaussian_filter(np.histogram2d(*points.T, bins=edges, weights=weight)[0].T, 1)
+        for weight in (None, mean[:, 0], mean[:, 1])
+    )
+    few = number < 0.1  # of a cell
+    flow = [np.ma.masked_where(few, value / np.maximum(number, 1e-12)) for value in sums]
+    ax = _axes(ax)
+    values = [] if color is None else adata.obs[color].astype(str).value_counts().index
+    palette = dict(zip(values, CATEGORIES, strict=False))
+    colours = BEHIND if color is None else [palette.get(v, MUTED) for v in adata.obs[color].astype(str)]
+    ax.scatter(*points.T, s=6, c=colours, linewidths=0, alpha=0.6, rasterized=True)
+    centres = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
+    ax.streamplot(*centres, *flow, color=INK, linewidth=0.8, arrowsize=0.9, density=1.2)
+    name = basis.removeprefix("X_").upper()
+    ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2", xticks=[], yticks=[])
+    for value, colour in palette.items():
+        ax.scatter([], [], s=22, color=colour, linewidths=0, label=value)
+    _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, columnspacing=1.2)
+    return ax
+
+
+def gene_paths(paths: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw genes along a path, with bands: ``paths`` has columns gene, at, mean, low and high, at most eight genes."""
+    ax = _axes(ax)
+    for (gene, rows), colour in zip(paths.groupby("gene", sort=False), CATEGORIES, strict=False):
+        rows = rows.sort_values("at")
+        ax.fill_between(rows["at"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+        ax.plot(rows["at"], rows["mean"], color=colour, linewidth=2, label=str(gene))
+    ax.set(xlabel="along the path", ylabel="log1p(CP10k)")
+    _legend(ax)
+    return ax
+
+
+def fate_bars(table: pd.DataFrame, *, group: str, ax: Axes | None = None) -> Axes:
+    """Draw the probabilities of the ends of one group of cells with intervals, beside them those when perturbed.
+
+    ``table``: ``uns["scidiff"]["fate"]`` of :meth:`scidiff.ScIDiff.fate`.
+    """
+    rows = table[table["group"] == group]
+    if rows.empty:
+        raise ValueError(f"no group {group!r}; there are {', '.join(map(str, table['group'].unique()))}")
+    ax = _axes(ax)
+    kinds = [("as they are", REAL, ("probability", "low", "high"))]
+    if "perturbed" in rows:
+        kinds.append(("perturbed", GENERATED, ("perturbed", "perturbed_low", "perturbed_high")))
+    width, at = 0.8 / len(kinds), np.arange(len(rows))
+    for i, (label, colour, columns) in enumerate(kinds):
+        value, low, high = (rows[column].to_numpy(float) for column in columns)
+        error = np.maximum([value - low, high - value], 0)
+        place = at + (i - (len(kinds) - 1) / 2) * width
+        ax.bar(place, value, 0.9 * width, color=colour, label=label, yerr=error, ecolor=INK, capsize=3)
+    ax.set(xticks=at, xticklabels=rows["end"], ylabel=f"probability, {group}", ylim=(0, 1.02))
+    _legend(ax)
+    return ax
+
+
 def format_score(value: float) -> str:
     """Return ``value`` with three decimals, four if it is small, and a dash for a score that is not defined."""
     if not np.isfinite(value):

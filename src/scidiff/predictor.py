@@ -27,6 +27,8 @@ from scidiff.models.effects import Effect, EffectModel
 REFERENCE_CELLS = 200
 #: conditions that are predicted without their own cells to calibrate intervals
 CONDITIONS_TO_CALIBRATE = 40
+#: genes by which w is found in each of them, drawn at random: one number needs no more
+GENES_TO_CALIBRATE = 300
 #: measured perturbations with features from which on features can say something of others
 MIN_DESCRIBED = 3
 NORMAL_90 = 1.6448536
@@ -195,15 +197,18 @@ def calibrated(effects: EffectModel) -> dict[str, float]:
         asked = measured.rows.iloc[row]
         context = measured.contexts.iloc[int(asked["context"])].to_dict()
         noise = measured.noise[row] + measured.reference_noise[int(asked["reference"])]
-        seen = measured.controls[int(asked["context"])] > EXPRESSED
+        seen = np.flatnonzero(measured.controls[int(asked["context"])] > EXPRESSED)
+        seen = rng.permutation(seen)[:GENES_TO_CALIBRATE]
         for drop in _gaps(measured.rows, row):
             without = replace(effects, process=replace(process, measured=measured.without(drop)), ridge=None)
             try:
-                guess = without.predict(context, asked["parts"], dose=_known(asked["dose"]), time=_known(asked["time"]))
+                guess = without.predict(
+                    context, asked["parts"], dose=_known(asked["dose"]), time=_known(asked["time"]), genes=seen
+                )
             except InputError:  # a perturbation that nothing else tells about
                 continue
-            error = measured.effect[row, :-1] - guess.mean
-            errors.setdefault(guess.kind, []).append(np.stack([error**2, guess.variance, noise[:-1]])[:, seen])
+            error = measured.effect[row, seen] - guess.mean
+            errors.setdefault(guess.kind, []).append(np.stack([error**2, guess.variance, noise[seen]]))
     return {kind: _widened(*np.concatenate(some, axis=1)) for kind, some in errors.items() if kind != "seen"}
 
 

@@ -207,3 +207,17 @@ def test_no_attributes_at_all():
     out = encoder(vocabulary.encode(pd.DataFrame(index=range(2))))
     assert out.shape == (2, 4)
     assert out.isfinite().all()
+
+
+def test_modules_are_smooth_and_unknown_is_not_zero():
+    schema = Schema(modules=["IFN.score"])
+    vocabulary = Vocabulary(schema=schema, categories={}, perturbations=(), parts=(), modules={"IFN.score": (0.0, 2.0)})
+    encoder = randomised(ConditionEncoder(vocabulary, 8))
+    asked = [{"IFN.score": score} for score in (0.0, 1.0, 1.001, 2.0)] + [{}]
+    cond = vocabulary.encode(schema.conditions(asked), depth=np.full(5, 1000))
+    with torch.no_grad():
+        zero, one, near, two, null = encoder(cond)
+        dropped = encoder(cond.drop("IFN.score"))
+    assert (one - near).norm() < 0.02
+    assert min((one - zero).norm(), (two - one).norm(), (null - zero).norm()) > 0.5
+    assert torch.equal(dropped, null.expand(5, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -201,3 +202,37 @@ def test_a_plus_in_a_name_is_no_combination_where_there_are_none():
     vocabulary = Vocabulary.learn(table, schema)
     assert vocabulary.parts == ("CD4+", "CD8+CD3+")
     assert vocabulary.encode(table).parts.tolist() == [[1], [2]]
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+def with_modules(scores: np.ndarray) -> Vocabulary:
+    schema = Schema(context="cell_type", modules=["IFN"])
+    table = pd.DataFrame({"cell_type": "B"}, index=range(len(scores)))
+    return Vocabulary.learn(table, schema, modules=pd.DataFrame({"IFN": scores}))
+
+
+def test_modules_are_scalars_with_a_null():
+    vocabulary = with_modules(np.r_[np.linspace(0, 2, 201), 50, np.nan])
+    low, high = vocabulary.modules["IFN"]
+    assert low == pytest.approx(0.01, abs=0.01)
+    assert high == pytest.approx(2, abs=0.05)  # one cell far out makes no range
+    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+    ask = partial(vocabulary.schema.conditions, known=vocabulary.known)
+    cond = vocabulary.encode(ask([{"cell_type": "B", "IFN": 1.5}, {"cell_type": "B"}]))
+    assert cond.attributes == ("cell_type", "dose", "time", "IFN")
+    assert cond.modules["IFN"][0] == 1.5
+    assert cond.modules["IFN"].isnan().tolist() == [False, True]
+    assert cond[[1, 0]].modules["IFN"].isnan().tolist() == [True, False]
+    assert cond.drop("IFN").modules["IFN"].isnan().all()
+    assert cond.drop("cell_type").modules["IFN"][0] == 1.5
+    assert cond.keep("cell_type").modules["IFN"].isnan().all()
+    with pytest.warns(DataWarning, match="module IFN 3 is outside the"):
+        vocabulary.encode(ask({"IFN": 3}))
+
+
+@pytest.mark.parametrize("scores", [np.ones(5), np.full(5, np.nan)])
+def test_modules_that_do_not_differ_are_refused(scores):
+    with pytest.raises(InputError, match="module IFN does not differ between cells"):
+        with_modules(scores)

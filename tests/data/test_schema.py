@@ -270,3 +270,33 @@ def test_grammar_refuses_two_values_and_two_meanings():
         parse_condition("perturbation=A", schema=schema, columns=["condition", "perturbation"])
     assert parse_condition("perturbation=A", schema=schema, columns=["condition"]) == {"perturbation": "A"}
     assert parse_condition("dose=1", schema=schema, columns=["condition", "dose"]) == {"dose": "1"}
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+def test_modules_are_asked_for_but_make_no_groups():
+    schema = Schema(context="cell_type", modules="IFN")
+    adata = cells(cell_type=["B", "T"], IFN=[0.5, None])
+    assert list(schema.table(adata).columns) == ["cell_type"]
+    scores = schema.module_scores(adata)
+    assert scores["IFN"].iloc[0] == 0.5
+    assert np.isnan(scores["IFN"].iloc[1])
+    table = schema.conditions([{"cell_type": "B", "IFN": "1.5"}, {"cell_type": "T"}])
+    assert list(table.columns) == ["cell_type", "IFN"]
+    np.testing.assert_array_equal(table["IFN"], [1.5, np.nan])
+    assert Schema.from_dict(schema.to_dict()) == schema
+    assert "modules" not in Schema(context="cell_type").to_dict()  # settings of before there were modules stay the same
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"modules": ["IFN", "IFN"]}, "'IFN' has two roles"),
+        ({"context": "IFN", "modules": "IFN"}, "'IFN' has two roles"),
+        ({"modules": ["time"]}, "module 'time' has the name of a role"),
+    ],
+)
+def test_modules_that_clash(asked, message):
+    with pytest.raises(InputError, match=message):
+        Schema(**asked)

@@ -57,11 +57,11 @@ def test_columns(library, effect, programmes):
     table = rank_drugs(effect, library, targets=targets)
     assert list(table) == [
         "kind", "name", "rank", "whitened_spearman", "spearman", "weighted_connectivity", "zhang", "consensus_rank",
-        "p_value", "fdr", "leading_genes", "n_signatures", "dose", "known_targets", "source",
+        "direction", "p_value", "fdr", "leading_genes", "n_signatures", "dose", "known_targets", "source",
     ]  # fmt: skip
     best = table.iloc[0]
-    told = best[["kind", "n_signatures", "dose", "known_targets", "source"]]
-    assert told.tolist() == ["drug", 6, 10, "HDAC1", "made.gct"]
+    told = best[["kind", "direction", "n_signatures", "dose", "known_targets", "source"]]
+    assert told.tolist() == ["drug", "mimic", 6, 10, "HDAC1", "made.gct"]
     assert best["p_value"] < 1e-4
     assert best["fdr"] == pytest.approx(min(1, 12 * best["p_value"]), rel=0.01)
     leading = best["leading_genes"].split(",")
@@ -92,6 +92,24 @@ def test_genes_are_joined_by_name(library, effect):
     pd.testing.assert_frame_equal(found, rank_drugs(effect[effect.index.isin(shuffled.index)], library))
     left_out = rank_drugs(effect, library, leave_out=GENES[:50])
     pd.testing.assert_frame_equal(left_out, rank_drugs(effect.iloc[50:], library))
+
+
+def test_the_smallest_libraries(programmes):
+    """Of three signatures none can be left out, so nobody knows what noise scores; two say nothing of their genes."""
+    rng = np.random.default_rng(4)
+
+    def made(drugs: list[int]) -> Signatures:
+        table = pd.DataFrame({"name": [NAMES[drug] for drug in drugs]})
+        return Signatures(programmes[drugs] + 0.1 * rng.normal(size=(len(drugs), 200)), GENES, table)
+
+    effect = pd.Series(programmes[4], index=GENES)
+    three, four = rank_drugs(effect, made([3, 4, 5])), rank_drugs(effect, made([3, 4, 5, 6]))
+    assert three["name"].iloc[0] == four["name"].iloc[0] == NAMES[4]
+    assert three[["p_value", "fdr"]].isna().all(axis=None)
+    assert four["p_value"].iloc[0] < 0.2
+    assert rank_drugs(effect, made([4, 4, 4, 4]))["p_value"].isna().all()  # a single drug
+    with pytest.raises(InputError, match="the library has 2: read more, or name other methods="):
+        rank_drugs(effect, made([3, 4]))
 
 
 def test_replicates_are_one_query(library, programmes):

@@ -222,6 +222,15 @@ def export_splits(
     all units go into one h5ad file, with the obs columns of the source cells, ``held_out`` among them: counts or
     log1p(CP10k), not below 0. Units differ in their genes; genes of others only are left at 0.
 
+    Parameters
+    ----------
+    adata, schema
+        Cells, and the roles of their obs columns.
+    folder
+        Where to write, a new folder.
+    split, seeds, genes, layer, seed
+        As :func:`benchmark_prediction` takes them; they must be the same when the predictions are scored.
+
     Raises
     ------
     InputError

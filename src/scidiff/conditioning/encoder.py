@@ -1,6 +1,6 @@
 """One vector for everything a model is told about a cell.
 
-    c = sum_a e_a[code]  +  sum_{p in parts} m_p(dose_p) v_p  +  curve(time)  +  depth
+    c = sum_a e_a[code]  +  sum_{p in parts} m_p(dose_p) v_p  +  curve(time)  +  sum_m curve_m(score_m)  +  depth
 
 Combinations are sums over a set, so A+B is B+A. A dose multiplies its perturbation's vector by a Hill curve
 ``m(d) = d^h / (d^h + k^h)``, monotone, with m(0) = 0: dose 0 is the control, exactly. A null attribute has a learned
@@ -43,7 +43,11 @@ class ConditionEncoder(nn.Module):
         self.curve = DoseCurve(torch.tensor(vocabulary.doses or [1.0] * n_parts))
         self.has_dose = vocabulary.dose_range is not None
         nulls = ("perturbation", "time", *(["dose"] if self.has_dose else []))
+        nulls += tuple(map(_key, vocabulary.modules))
         self.null = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name in nulls})
+        self.scores = nn.ModuleDict(
+            {_key(name): SmoothCurve(bounds, width) for name, bounds in vocabulary.modules.items()}
+        )
         self.time = SmoothCurve(vocabulary.time_range or (0.0, 1.0), width)
         self.depth_scale = vocabulary.depth
         self.depth = nn.Linear(2, width)
@@ -65,9 +69,14 @@ class ConditionEncoder(nn.Module):
             unknown = (cond.doses.isnan() & (cond.parts > 0)).any(dim=1)[:, None]
             out = out + torch.where(unknown, self.null["dose"], 0.0)
         if self.has_time:
-            unknown = cond.time.isnan()[:, None]
-            out = out + torch.where(unknown, self.null["time"], self.time(cond.time.nan_to_num()))
+            out = out + self._smooth(cond.time, self.time, self.null["time"])
+        for name, score in cond.modules.items():
+            out = out + self._smooth(score, self.scores[_key(name)], self.null[_key(name)])
         return out
+
+    @staticmethod
+    def _smooth(value: Tensor, curve: nn.Module, null: Tensor) -> Tensor:
+        return torch.where(value.isnan()[:, None], null, curve(value.nan_to_num()))
 
     def _perturbation(self, cond: Conditions) -> Tensor:
         vectors = self.parts(cond.parts)

@@ -20,6 +20,9 @@ from torch import Tensor
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError, closest
 
+#: quantiles between which a module's score is one that cells have: single cells are far out
+MIDDLE = (0.005, 0.995)
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
@@ -41,6 +44,8 @@ class Conditions:
     depth
         Molecules the clean cell has, shape (n_cells,); NaN null. It is not an attribute of the biology: `drop` and
         `keep` leave it alone.
+    modules
+        One tensor (n_cells,) per module; NaN null.
     """
 
     codes: dict[str, Tensor]
@@ -48,13 +53,15 @@ class Conditions:
     doses: Tensor
     time: Tensor
     depth: Tensor
+    modules: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.depth)
 
     def _map(self, function: Any) -> Conditions:
         codes = {name: function(code) for name, code in self.codes.items()}
-        return Conditions(codes, *(function(t) for t in (self.parts, self.doses, self.time, self.depth)))
+        modules = {name: function(score) for name, score in self.modules.items()}
+        return Conditions(codes, *(function(t) for t in (self.parts, self.doses, self.time, self.depth)), modules)
 
     def __getitem__(self, rows: Any) -> Conditions:
         """Return the conditions of some cells (indices, mask or slice)."""
@@ -67,7 +74,7 @@ class Conditions:
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names that `drop` and `keep` take."""
-        return (*self.codes, "dose", "time")
+        return (*self.codes, "dose", "time", *self.modules)
 
     def drop(self, *attributes: str, cells: Tensor | None = None) -> Conditions:
         """Return a copy in which these attributes are null, for all cells or where the mask ``cells`` is true."""
@@ -82,7 +89,8 @@ class Conditions:
             doses = doses.masked_fill(cells[:, None], torch.nan)
         if "time" in attributes:
             time = time.masked_fill(cells, torch.nan)
-        return Conditions(codes, parts, doses, time, self.depth)
+        modules = {k: v.masked_fill(cells, torch.nan) if k in attributes else v for k, v in self.modules.items()}
+        return Conditions(codes, parts, doses, time, self.depth, modules)
 
     def keep(self, *attributes: str) -> Conditions:
         """Return a copy in which all other attributes are null; without names, the unconditional."""
@@ -113,6 +121,8 @@ class Vocabulary:
         Mean and standard deviation of the natural log of the molecules per training cell.
     units
         Units of dose and time, where the data had them.
+    modules
+        Module -> range that holds the scores of 99 % of the training cells.
     """
 
     schema: Schema
@@ -124,10 +134,17 @@ class Vocabulary:
     dose_range: tuple[float, float] | None = None
     depth: tuple[float, float] = (0.0, 1.0)
     units: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    modules: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def learn(
-        cls, table: pd.DataFrame, schema: Schema, *, depth: np.ndarray | None = None, extra_parts: tuple[str, ...] = ()
+        cls,
+        table: pd.DataFrame,
+        schema: Schema,
+        *,
+        depth: np.ndarray | None = None,
+        extra_parts: tuple[str, ...] = (),
+        modules: pd.DataFrame | None = None,
     ) -> Vocabulary:
         """Return the vocabulary of a canonical table.
 
@@ -141,6 +158,13 @@ class Vocabulary:
             Molecules per cell, shape (n_cells,); None where the data has no counts.
         extra_parts
             Single perturbations that were not seen but have features.
+        modules
+            Scores of the cells, a column per module.
+
+        Raises
+        ------
+        InputError
+            A module does not differ between cells.
         """
         categories = {
             name: tuple(sorted(table[name].dropna().unique())) for name in (*schema.context, "batch") if name in table
@@ -164,6 +188,7 @@ class Vocabulary:
                 dose_range = (float(amounts.min()), float(amounts.max()))
                 typical = float(np.median(amounts))
                 medians = tuple(float(np.median(v)) if v and np.median(v) > 0 else typical for v in given.values())
+        ranges = {} if modules is None else {name: _range(name, scores.to_numpy()) for name, scores in modules.items()}
         time = table["time"].dropna() if "time" in table else pd.Series(dtype=float)
         log_depth = np.log(np.maximum(depth, 1)) if depth is not None else np.zeros(1)
         return cls(
@@ -176,12 +201,13 @@ class Vocabulary:
             dose_range=dose_range,
             depth=(float(log_depth.mean()), float(max(log_depth.std(), 0.1))),
             units=dict(table.attrs.get("units", {})),
+            modules=ranges,
         )
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Attributes of the schema, in the order of its table."""
-        return tuple(self.schema.columns)
+        """Attributes of the schema, in the order of its table, then modules."""
+        return (*self.schema.columns, *self.schema.modules)
 
     @property
     def known(self) -> pd.DataFrame:
@@ -198,7 +224,7 @@ class Vocabulary:
         Parameters
         ----------
         table
-            From ``schema.table`` or ``schema.conditions``; missing columns are null.
+            From ``schema.table`` or ``schema.conditions``; missing columns are null, modules among them.
         depth
             Molecules each clean cell has, shape (n_cells,); None is null.
 
@@ -218,12 +244,16 @@ class Vocabulary:
         time = np.asarray(pd.to_numeric(table["time"]) if "time" in table else unknown, dtype=np.float32)
         _warn_outside("time", time, self.time_range)
         _warn_outside("dose", doses, self.dose_range)
+        modules = {name: np.asarray(table.get(name, unknown), dtype=np.float32) for name in self.modules}
+        for name, scores in modules.items():
+            _warn_outside(f"module {name}", scores, self.modules[name])
         return Conditions(
             codes=codes,
             parts=torch.from_numpy(parts),
             doses=torch.from_numpy(doses),
             time=torch.from_numpy(time),
             depth=torch.tensor(unknown if depth is None else np.maximum(depth, 1), dtype=torch.float32),
+            modules={name: torch.from_numpy(scores) for name, scores in modules.items()},
         )
 
     def _perturbations(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -264,7 +294,8 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the vocabulary as plain JSON values."""
-        return dataclasses.asdict(self) | {"schema": self.schema.to_dict(), "units": dict(self.units)}
+        plain = {"schema": self.schema.to_dict(), "units": dict(self.units), "modules": dict(self.modules)}
+        return dataclasses.asdict(self) | plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Vocabulary:
@@ -272,7 +303,16 @@ class Vocabulary:
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         plain["schema"] = Schema.from_dict(values["schema"])
         plain["categories"] = {name: tuple(v) for name, v in values["categories"].items()}
+        plain["modules"] = {name: tuple(bounds) for name, bounds in values.get("modules", {}).items()}
         return cls(**plain)
+
+
+def _range(name: str, scores: np.ndarray) -> tuple[float, float]:
+    known = scores[np.isfinite(scores)]
+    low, high = np.quantile(known, MIDDLE).tolist() if known.size else (0.0, 0.0)
+    if low == high:
+        raise InputError(f"module {name} does not differ between cells: leave it out, or give it more genes")
+    return low, high
 
 
 def _warn_outside(name: str, values: np.ndarray, bounds: tuple[float, float] | None) -> None:

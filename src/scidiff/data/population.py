@@ -70,8 +70,8 @@ class Population:
     def _agree(self, wanted: dict[str, object]) -> np.ndarray:
         """A mask of the conditions that have all these values."""
         agree = np.ones(len(self.n_cells), bool)
-        for name, value in wanted.items():
-            agree &= (self.conditions[name] == value).to_numpy(bool)
+        for name in wanted.keys() & set(self.conditions):  # modules are no part of a population
+            agree &= (self.conditions[name] == wanted[name]).to_numpy(bool)
         return agree
 
     def complete(self, wanted: pd.DataFrame, *, rng: np.random.Generator) -> pd.DataFrame:
@@ -86,7 +86,7 @@ class Population:
             weights = self.weights(key)
             drawn = rng.choice(len(weights), size=len(rows), p=weights / weights.sum())
             filled = self.conditions.iloc[drawn].set_axis(out.index[rows])
-            for name in out.columns:
+            for name in filled:
                 if pd.isna(key[name]):
                     out.loc[out.index[rows], name] = filled[name]
         return out

@@ -11,6 +11,9 @@ write them in many ways; every other room sees only the canonical table that a :
 
 Missing attributes are None (text) or NaN (numbers) and mean *unconditional*. Units of dose and time, where values had
 them, are recorded in ``table.attrs["units"]``.
+
+*Modules* are numbers that every cell has of its own, such as the activity of a gene set. They make no groups of cells,
+so the table leaves them out; a request may name them.
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ class Schema:
         Column with the technical batch or replicate.
     combination_sep
         What separates the parts of a combination; None where names may contain it and there are no combinations.
+    modules
+        Columns of numbers, such as activities of TFs or scores of gene sets: what a cell can be asked to have.
 
     Raises
     ------
@@ -66,25 +71,27 @@ class Schema:
     time: str | None = None
     batch: str | None = None
     combination_sep: str | None = "+"
+    modules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        context = (self.context,) if isinstance(self.context, str) else tuple(self.context or ())
-        object.__setattr__(self, "context", context)
+        for name in ("context", "modules"):
+            columns = getattr(self, name)
+            object.__setattr__(self, name, (columns,) if isinstance(columns, str) else tuple(columns or ()))
+        context = self.context
         if self.control is not None:
             object.__setattr__(self, "control", str(self.control))
             if self.perturbation is None:
                 raise InputError(f"control={self.control!r} needs perturbation=, the obs column it is a value of")
         if self.combination_sep == "":
             raise InputError("combination_sep is empty; use None where there are no combinations")
-        used = list(self.columns.values())
+        used = [*self.columns.values(), *self.modules]
         if double := [column for column in used if used.count(column) > 1] + [
             c for c in context if context.count(c) > 1
         ]:
             raise InputError(f"obs column {double[0]!r} has two roles in the schema; give each role its own column")
-        if clash := [name for name in context if name in ROLES]:
-            raise InputError(
-                f"context column {clash[0]!r} has the name of a role; use {clash[0]}= or rename the column"
-            )
+        for what, names in (("context column", context), ("module", self.modules)):
+            if clash := [name for name in names if name in ROLES]:
+                raise InputError(f"{what} {clash[0]!r} has the name of a role; use {clash[0]}= or rename the column")
 
     # ---- columns -------------------------------------------------------------------------------------------------
 
@@ -110,11 +117,10 @@ class Schema:
         for role, column in columns.items():
             if column == name:
                 return role
-        if name in other:
+        known = [*columns, *columns.values(), *self.modules, *other]
+        if name in known:
             return name
-        raise InputError(
-            f"unknown attribute {name!r}{closest(name, dict.fromkeys([*columns, *columns.values(), *other]))}"
-        )
+        raise InputError(f"unknown attribute {name!r}{closest(name, dict.fromkeys(known))}")
 
     def validate(self, adata: AnnData) -> pd.DataFrame:
         """Return :meth:`table` of ``adata`` after checking that the schema fits; warn of cells that lack a value.
@@ -169,10 +175,23 @@ class Schema:
         table.attrs = distinct.attrs
         return table
 
+    def module_scores(self, adata: AnnData) -> pd.DataFrame:
+        """Return the modules of each cell, float, index ``obs_names``; NaN where there is no value.
+
+        Raises
+        ------
+        InputError
+            An obs column is missing, or holds something else than numbers.
+        """
+        if missing := [name for name in self.modules if name not in adata.obs]:
+            raise InputError(f"no obs column {missing[0]!r} for a module{closest(missing[0], adata.obs.columns)}")
+        scores = {name: _to_floats(adata.obs[name], name) for name in self.modules}
+        return pd.DataFrame(scores, index=adata.obs.index)
+
     def conditions(
         self, request: Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame, known: Any = None
     ) -> pd.DataFrame:
-        """Return the conditions asked for, one row each, with all columns of the schema.
+        """Return the conditions asked for, one row each, with all columns of the schema, modules last.
 
         Parameters
         ----------
@@ -192,12 +211,13 @@ class Schema:
         if isinstance(request, pd.DataFrame):  # without columns it still has rows: cells of no condition
             rows = request.to_dict("records") if request.shape[1] else [{}] * len(request)
         rows = [rows] if isinstance(rows, Mapping) else list(rows)
-        raw = pd.DataFrame([self._keyed(row) for row in rows], columns=list(self.columns), dtype=object)
+        keyed = [self._keyed(row) for row in rows]
         units = getattr(known, "attrs", {}).get("units", {})
-        table = self._canonical(raw, units)
+        table = self._canonical(pd.DataFrame(keyed, columns=list(self.columns), dtype=object), units)
         if known is not None:
             self._refuse_unknown(table, known)
-        return table
+        asked = pd.DataFrame(keyed, columns=list(self.modules), dtype=object)
+        return table.assign(**{name: _to_floats(asked[name], name) for name in asked})
 
     def select(self, data: AnnData | pd.DataFrame, condition: Mapping[str, Any]) -> np.ndarray:
         """Return a boolean mask, shape (n_cells,), of the cells that match all named values.
@@ -268,7 +288,8 @@ class Schema:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
-        return dataclasses.asdict(self) | {"context": list(self.context)}
+        settings = dataclasses.asdict(self) | {"context": list(self.context), "modules": list(self.modules)}
+        return settings if self.modules else {name: settings[name] for name in settings if name != "modules"}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Schema:
@@ -382,6 +403,15 @@ def _text(value: object) -> str | None:
     if value is None or (np.ndim(value) == 0 and pd.isna(value)):
         return None
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+
+
+def _to_floats(column: pd.Series, name: str) -> pd.Series:
+    """The column as finite numbers, NaN where it is missing."""
+    numbers = pd.to_numeric(column.astype(object), errors="coerce").astype(float)
+    bad = (numbers.isna() & column.notna()) | np.isinf(numbers)
+    if bad.any():
+        raise InputError(f"module {name}: {column[bad].iloc[0]!r} is no finite number")
+    return numbers
 
 
 def _as_list(value: Any) -> list[Any]:

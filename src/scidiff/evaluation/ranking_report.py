@@ -20,7 +20,10 @@ from scidiff.errors import InputError
 from scidiff.evaluation.report import facts, write_page
 
 #: columns that are no scores of methods
-DESCRIBING = ("kind", "name", "rank", "consensus_rank", "p_value", "fdr", "n_targets", "n_signatures", "dose", "cells")
+DESCRIBING = (
+    "kind", "name", "rank", "consensus_rank", "direction", "se", "p_value", "fdr", "n_targets", "n_signatures", "dose",
+    "cells",
+)  # fmt: skip
 HEADINGS = {"perturbation": "Perturbations", "tf": "Regulators", "drug": "Drugs"}
 MEANING = {
     "posterior": "chance among the perturbations of training",
@@ -38,6 +41,8 @@ MEANING = {
     "zhang": "correlation of signed ranks",
     "enrichment": "enrichment of the drug's gene sets",
     "consensus_rank": "order over all methods of the kind",
+    "direction": "mimic: would cause the phenotype; reverse: would undo it",
+    "se": "standard error of the gain",
     "p_value": "of the first score",
     "fdr": "false discovery rate, Benjamini and Hochberg",
     "known_targets": "what the drug is known to bind",

@@ -342,7 +342,7 @@ def empirical_bayes_lda(library: Library, query: Query, *, pairs: bool = False) 
     InputError
         The query has other genes than the library, or ``pairs`` is asked of fewer than two single conditions.
     """
-    return _table(library, "lda", _lda, query, pairs=pairs)
+    return _table(library, "lda", _lda, _in_library, query, pairs=pairs)
 
 
 def cosine(library: Library, query: Query, *, pairs: bool = False) -> pd.DataFrame:
@@ -350,7 +350,7 @@ def cosine(library: Library, query: Query, *, pairs: bool = False) -> pd.DataFra
 
     The baseline; arguments and errors as in :func:`empirical_bayes_lda`.
     """
-    return _table(library, "cosine", _cosine, query, pairs=pairs)
+    return _table(library, "cosine", _cosine, _against_controls, query, pairs=pairs)
 
 
 def from_genes(library: Library, *, up: Iterable[str] = (), down: Iterable[str] = ()) -> pd.DataFrame:
@@ -375,7 +375,7 @@ def from_genes(library: Library, *, up: Iterable[str] = (), down: Iterable[str] 
             signs[place[gene]] = sign
     if not signs.any():
         raise InputError("no gene is asked for; give genes that go up, down, or both")
-    return _ranked(library.names, _signs(library, signs), _sharpness(library, "from_genes"))
+    return _ranked(library.names, _signs(library, signs[None])[0], _sharpness(library, "from_genes"))
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -384,47 +384,61 @@ def from_genes(library: Library, *, up: Iterable[str] = (), down: Iterable[str] 
 Pairs = Sequence[tuple[int, int]] | None
 
 
-def _lda(library: Library, query: Query, pairs: Pairs = None) -> np.ndarray:
-    effect = library.whiten(query.mean - library.shift(query) - library.control)
-    cross, squares = _products(effect, *library.whitened, pairs)
-    return cross - squares / 2 - effect @ effect / 2
+# each: effects to compare with, shape (n, n_genes) -> scores (n, n_candidates)
 
 
-def _cosine(library: Library, query: Query, pairs: Pairs = None) -> np.ndarray:
-    effect = query.mean - (library.control if query.control is None else query.control)
-    cross, squares = _products(effect, *library.measured, pairs)
-    norms = np.linalg.norm(effect) * np.sqrt(np.maximum(squares, 0))
-    return np.divide(cross, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+def _lda(library: Library, effects: np.ndarray, pairs: Pairs = None) -> np.ndarray:
+    effects = library.whiten(effects)
+    cross, squares = _products(effects, *library.whitened, pairs)
+    return cross - squares / 2 - (effects**2).sum(axis=1, keepdims=True) / 2
 
 
-def _products(effect: np.ndarray, each: np.ndarray, gram: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of ``each`` candidate with the effect and with itself; of sums of two without making them."""
-    cross, squares = each @ effect, np.diag(gram)
+def _cosine(library: Library, effects: np.ndarray, pairs: Pairs = None) -> np.ndarray:
+    cross, squares = _products(effects, *library.measured, pairs)
+    norms = np.linalg.norm(effects, axis=1, keepdims=True) * np.sqrt(np.maximum(squares, 0))
+    return np.divide(cross, norms, out=np.full(cross.shape, np.nan), where=norms > 0)
+
+
+def _products(effects: np.ndarray, each: np.ndarray, gram: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of ``each`` candidate with effects and with itself; of sums of two without making them."""
+    cross, squares = effects @ each.T, np.diag(gram)
     if pairs is None:
         return cross, squares
     i, j = np.array(pairs).T
-    return cross[i] + cross[j], squares[i] + squares[j] + 2 * gram[i, j]
+    return cross[:, i] + cross[:, j], squares[i] + squares[j] + 2 * gram[i, j]
 
 
 def _signs(library: Library, signs: np.ndarray) -> np.ndarray:
     z = (library.shrunk - library.shrunk.mean(axis=0)) / library.spread
-    norms = np.linalg.norm(z, axis=1) * np.linalg.norm(signs)
-    return np.divide(z @ signs, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+    norms = np.linalg.norm(signs, axis=1, keepdims=True) * np.linalg.norm(z, axis=1)
+    return np.divide(signs @ z.T, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
 
 
-def _table(library: Library, method: str, score: Callable, query: Query, *, pairs: bool) -> pd.DataFrame:
+def _against_controls(library: Library, query: Query) -> np.ndarray:
+    """The effect as measured."""
+    return query.mean - (library.control if query.control is None else query.control)
+
+
+def _in_library(library: Library, query: Query) -> np.ndarray:
+    """The effect as it would be in the library's batches."""
+    return query.mean - library.shift(query) - library.control
+
+
+def _table(
+    library: Library, method: str, score: Callable, effect: Callable, query: Query, *, pairs: bool
+) -> pd.DataFrame:
     library.check(query.mean, "the query")
     if query.control is not None:
         library.check(query.control, "the control of the query")
     sharpness = _sharpness(library, method, query.n)
     if not pairs:
-        return _ranked(library.names, score(library, query), sharpness)
+        return _ranked(library.names, score(library, effect(library, query)[None])[0], sharpness)
     singles = [i for i, name in enumerate(library.names) if len(library.parts(name)) == 1]
     if len(singles) < 2:
         raise InputError(f"{len(singles)} single conditions are in the library; pairs need at least two")
     chosen = list(combinations(singles, 2))
     names = [(library.separator or "+").join((library.names[i], library.names[j])) for i, j in chosen]
-    return _ranked(names, score(library, query, chosen), sharpness)
+    return _ranked(names, score(library, effect(library, query)[None], chosen)[0], sharpness)
 
 
 def _sharpness(library: Library, method: str, n: float = np.inf) -> float:
@@ -445,38 +459,42 @@ def _ranked(names: Sequence[str], scores: np.ndarray, sharpness: float) -> pd.Da
 
 def _temperatures(library: Library) -> dict[str, float]:
     """Method -> the temperature under which left-out folds are named most probably; empty if none can be left out."""
-    found: dict[str, list[tuple[np.ndarray, int]]] = {"lda": [], "cosine": [], "from_genes": []}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"lda": [], "cosine": [], "from_genes": []}
     for fold in np.argsort(-library.n.sum(axis=1), kind="stable")[:MAX_REHEARSED]:
         n, others = library.n[fold], library.without(fold)
         if not n[0] or not others.n[:, 0].any() or len(others.names) < 2:
             continue
-        for truth, name in enumerate(others.names):
-            row = 1 + library.names.index(name)
-            if not n[row]:
-                continue
-            query = Query(library.means[fold, row], n[row], library.means[fold, 0], n[0])
-            for method, scores, cells in (
-                ("lda", _lda(others, query), query.n),
-                ("cosine", _cosine(others, query), query.n),
-                ("from_genes", _signs(others, _most_changed(library, query)), np.inf),
-            ):
-                found[method].append((_sharpness(others, method, cells) * scores, truth))
-    return {method: _temperature(scored) for method, scored in found.items() if scored}
+        place = {name: row for row, name in enumerate(library.names, start=1)}
+        row = np.array([place[name] for name in others.names])
+        truth = np.flatnonzero(n[row])
+        means, control, cells = library.means[fold, row[truth]], library.means[fold, 0], n[row[truth]]
+        moved = means - others.shift(Query(control, n[0], control, n[0])) - others.control
+        for method, scores, each in (
+            ("lda", _lda(others, moved), cells),
+            ("cosine", _cosine(others, means - control), cells),
+            ("from_genes", _signs(others, _most_changed(library, means - control)), np.full(len(cells), np.inf)),
+        ):
+            sharpness = np.array([_sharpness(others, method, one) for one in each])
+            found[method].append((sharpness[:, None] * np.nan_to_num(scores, nan=-1e9), truth))
+    return {method: _temperature(scored) for method, scored in found.items() if any(len(t) for _, t in scored)}
 
 
-def _most_changed(library: Library, query: Query) -> np.ndarray:
+def _most_changed(library: Library, effects: np.ndarray) -> np.ndarray:
     """Signs of the genes that a phenotype by names would list: the LISTED most up and most down, in within-group sd."""
-    order = np.argsort((query.mean - query.control) / library.spread, kind="stable")
-    k = min(LISTED, len(order) // 2)
-    signs = np.zeros(len(order))
-    signs[order[len(order) - k :]], signs[order[:k]] = 1, -1
+    order = np.argsort(effects / library.spread, axis=1, kind="stable")
+    k = min(LISTED, order.shape[1] // 2)
+    signs = np.zeros(order.shape)
+    np.put_along_axis(signs, order[:, order.shape[1] - k :], 1, axis=1)
+    np.put_along_axis(signs, order[:, :k], -1, axis=1)
     return signs
 
 
-def _temperature(scored: Sequence[tuple[np.ndarray, int]]) -> float:
+def _temperature(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The temperature of the highest mean log-posterior; of each fold, scores (n_queries, n_names) and true names."""
+
     def loss(log_temperature: float) -> float:
-        each = [log_softmax(np.nan_to_num(s, nan=-1e9) / np.exp(log_temperature))[truth] for s, truth in scored]
-        return -float(np.mean(np.maximum(each, -1e3)))
+        each = [log_softmax(s / np.exp(log_temperature), axis=1)[np.arange(len(s)), true] for s, true in scored]
+        return -float(np.mean(np.maximum(np.concatenate(each), -1e3)))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-5.0, 12.0), method="bounded").x))
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from scidiff.errors import InputError
 
+MIN_SIGNATURES = 3  # of a library, to see how its genes go together
 N_SET = 100  # genes a set has at most where a query is cut to its highest and lowest: half of it up, half down
 
 
@@ -224,8 +225,11 @@ class WhitenedSpearman:
         """
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        if len(signatures) < 3:
-            raise InputError(f"whitening needs at least 3 signatures; the library has {len(signatures)}")
+        if len(signatures) < MIN_SIGNATURES:
+            raise InputError(
+                f"whitening needs at least {MIN_SIGNATURES} signatures; the library has {len(signatures)}: read more, "
+                "or name other methods="
+            )
         signatures = np.asarray(signatures, dtype=float)
         centre = group_means(signatures, groups).mean(axis=0)
         residuals, freedom = _residuals(signatures - centre, groups)
@@ -272,8 +276,11 @@ def null_spread(signatures: np.ndarray, groups: np.ndarray, *, n_folds: int = 5)
     A fifth of the signatures is left out in turn; what is left of each after the mean of its drug's others (all of it
     where there is none) is a query for the library without them. Genes that a library of that size fails to decorrelate
     show up here, so p-values need not assume them independent. What the doses of a drug truly differ by is taken for
-    noise: p-values are rather too large than too small.
+    noise: p-values are rather too large than too small. NaN where nothing can be left out: of three signatures two are
+    no library, and of a single drug nothing is another one.
     """
+    if len(signatures) <= MIN_SIGNATURES or not groups.any():
+        return np.nan
     scores = []
     folds = _spread_over(groups, n_folds)
     for fold in range(n_folds):

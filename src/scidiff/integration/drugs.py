@@ -71,9 +71,10 @@ def rank_drugs(
     """Return the drugs of a library, the best first, one row each.
 
     Columns: ``kind`` ("drug"); ``name``; ``rank`` by the first method; one column per method, positive where the drug
-    mimics the effect; ``consensus_rank`` over them (:mod:`~scidiff.integration.ranking`); ``p_value`` of the first
-    method, that a query of noise alone scores as much in the direction asked for (NaN where that is not known:
-    weighted_connectivity, xsum, zhang, enrichment); ``fdr`` (Benjamini & Hochberg 1995); ``leading_genes``, which
+    mimics the effect, whatever was asked for; ``consensus_rank`` over them (:mod:`~scidiff.integration.ranking`);
+    ``direction`` as it was asked for; ``p_value`` of the first method, that a query of noise alone scores as much in
+    that direction (NaN where that is not known: for weighted_connectivity, xsum, zhang and enrichment, and in a library
+    of three signatures or one drug); ``fdr`` (Benjamini & Hochberg 1995); ``leading_genes``, which
     change most and alike in both (to reverse: most and oppositely); ``n_signatures``; ``dose`` of the signature most
     like the effect, where doses are known; ``known_targets``, where targets are given; ``source``.
 
@@ -117,6 +118,7 @@ def rank_drugs(
     ranks = pd.DataFrame({method: pd.Series(-sign * score).rank(method="first") for method, score in scores.items()})
     table = pd.DataFrame({"kind": "drug", "name": library.names, "rank": ranks[methods[0]].astype(int), **scores})
     table["consensus_rank"] = consensus_rank(sign * pd.DataFrame(scores))
+    table["direction"] = direction
     table["p_value"] = _upper_tail(sign * scores[methods[0]] / library.null_spread(methods[0]))
     table["fdr"] = _fdr(table["p_value"].to_numpy())
     table["leading_genes"] = _leading(sign * library.mean, library.drugs, signatures.genes)

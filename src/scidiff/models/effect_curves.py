@@ -14,7 +14,7 @@ What single genes do beside the common curve is left to the process that uses it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -95,11 +95,11 @@ class Curves:
         """Return s(dose) u(time) of each part in each condition, 0 where it is not there, (n_conditions, n_names)."""
         size = np.zeros((len(parts), len(names)))
         column = {name: j for j, name in enumerate(names)}
-        for row, (some, amounts) in enumerate(zip(parts, dose, strict=True)):
+        for (some, amounts), rows in alike(zip(parts, dose, strict=True)).items():
             for part, amount in zip(some, amounts, strict=True):
                 curve = self.dose.get(part)
                 known = curve is not None and np.isfinite(amount)
-                size[row, column[part]] = curve(amount) if known else self.usual.get(part, 1.0)
+                size[rows, column[part]] = curve(amount) if known else self.usual.get(part, 1.0)
         if self.time is not None:
             size *= np.where(np.isfinite(time), self.time(np.nan_to_num(time)), 1.0)[:, None]
         return size
@@ -146,6 +146,14 @@ class Curves:
         time = values["time"]
         dose = {part: Hill(**curve) for part, curve in values["dose"].items()}
         return cls(dose, values["usual"], None if time is None else Saturation(**time))
+
+
+def alike(conditions: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """Return the positions of each distinct condition: what is said of conditions needs to be said of few."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, condition in enumerate(conditions):
+        rows.setdefault(condition, []).append(row)
+    return rows
 
 
 def _along(

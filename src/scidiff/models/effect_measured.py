@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ class Measured:
         """Whether a perturbation was measured in some contexts and not in others."""
         return bool(self.rows.groupby("parts")["context"].nunique().min() < len(self.contexts))
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         """Names of the measured parts, sorted."""
         return sorted({part for parts in self.rows["parts"] for part in parts})
@@ -148,9 +149,11 @@ class Measured:
     def inner(self, rows: np.ndarray) -> np.ndarray:
         """Return sum_g D_ig D_jg / sigma_g^2, less what noise adds on average, shape (n, n).
 
-        ``sigma_g^2`` is the variance of a gene within groups, per cell.
+        ``sigma_g^2`` is the variance of a gene within groups, per cell, kept from 0 by a tenth of the mean over genes:
+        the few molecules of a silent gene, where they fall into groups of one cell, would seem to have no noise at all.
         """
-        cell = np.maximum((self.noise * self.rows["n"].to_numpy()[:, None]).mean(axis=0), 1e-6)[:-1]
+        cell = (self.noise * self.rows["n"].to_numpy()[:, None]).mean(axis=0)[:-1]
+        cell = np.maximum(cell + cell.mean() / 10, 1e-6)
         effect, reference = self.effect[rows, :-1], self.rows["reference"].to_numpy(int)[rows]
         own = np.diag((self.noise[rows, :-1] / cell).sum(axis=1))
         shared = (self.reference_noise[reference, :-1] / cell).sum(axis=1)

@@ -6,44 +6,69 @@ For gene g, context k, parts P of a perturbation at doses d and time t, the effe
     Cov(E_gp(k), E_gp(l)) = r_p [b_g + c_g K_g(k, l)] + o_gp             r, b, c, o, Var(I_gP) = i_g: effect_prior
     K_g(k, l) = exp(-|z_k - z_l|^2 / (length med)) + own y_gk y_gl       z: control centroid, y: own control level
 
+Contexts of several attributes, as patient and cell state, may be alike by name: .7 [same value] + .3 exp(...).
+
 Measured effects add sampling noise, and those that share control cells share the noise of these (effect_measured). So
 everything is one conditional Gaussian: contexts inform each other, singles and combinations inform each other, seen
 effects are shrunk by what their cells can support, and a posterior variance comes with every mean (Rasmussen & Williams
-2006, eq. 2.23-24). K is averaged over lengths and ``own``, or no kernel at all, by how well each predicts when one
-training context at a time is left out. y is clipped to the training range: a line must not be followed beyond the data.
+2006, eq. 2.23-24). K is averaged over lengths, ``own`` and attributes, or no kernel at all, by how well each predicts
+when one training context at a time is left out, or one patient, where it is patients that lack effects. y is clipped
+to the training range: a line must not be followed beyond the data.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from scidiff.models.effect_curves import Curves
+from scidiff.models.effect_curves import Curves, alike
 from scidiff.models.effect_measured import Measured
 from scidiff.models.effect_prior import FEW_CONTEXTS, Prior
 
-NO_KERNEL = (0.0, 0.0)
-KERNELS = tuple(itertools.product((0.0, 1.0, 2.0, 4.0), (0.0, 0.1, 0.3)))  # (length, own); length 0: none
+LENGTHS, OWN = (0.0, 1.0, 2.0, 4.0), (0.0, 0.1, 0.3)
+SHARED = 0.7  # of the likeness of contexts that have an attribute's value in common, where attributes count
 MAX_FOLDS, MAX_ASKED = 10, 20  # contexts left out, and effects asked for in each, where the kernel is chosen
 OWN_SHAPE = 0.1  # share of an effect's variance that need not follow the common dose or time curve
 OWN_TIME = 0.5  # ... nor be constant in time, where time is not counted from the perturbation
 MAX_ROWS, FEW_ROWS = 64, 16  # measured effects that an answer conditions on: those that bear on it most
-MAX_ENTRIES = 2**22  # of the matrices solved at once
+MAX_ENTRIES = 2**17  # of the matrices solved at once: as many as fit into the cache of a processor
+
+
+class Kernel(NamedTuple):
+    """How alike contexts are taken to be: ``length`` and ``own`` of the module head, and the attribute that counts.
+
+    Length 0: however near their control cells, contexts differ independently. ``shared`` "": no attribute counts.
+    """
+
+    length: float
+    own: float
+    shared: str = ""
+
+    @classmethod
+    def candidates(cls, contexts: pd.DataFrame) -> list[Kernel]:
+        """Return the kernels that contexts may have: of attributes, those that some of them have in common."""
+        names = [str(name) for name in contexts if contexts[name].nunique() < len(contexts)]
+        return [cls(length, own, shared) for shared in ("", *names) for length in LENGTHS for own in OWN]
+
+
+NO_KERNEL = Kernel(0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
     """A context among those of training: weights, shape (n_contexts + 1,), the last for a new one.
 
-    ``control`` is the mean expression of a new context's control cells, None where unknown.
+    Of a new one: ``control``, the mean expression of its control cells, None where unknown, and its attributes.
     """
 
     weights: np.ndarray
     control: np.ndarray | None = None
+    attributes: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def new(self) -> bool:
@@ -74,8 +99,8 @@ class _Design:
         parts, dose = list(parts), list(dose)
         size = curves.sizes(parts, dose, time, names)
         log_dose, column = np.full(size.shape, np.nan), {name: j for j, name in enumerate(names)}
-        for row, (some, amounts) in enumerate(zip(parts, dose, strict=True)):
-            log_dose[row, [column[part] for part in some]] = np.log(amounts)
+        for (some, amounts), rows in alike(zip(parts, dose, strict=True)).items():
+            log_dose[np.ix_(rows, [column[part] for part in some])] = np.log(amounts)
         return cls(size, log_dose, time)
 
     def take(self, rows: np.ndarray) -> _Design:
@@ -91,6 +116,22 @@ class _Design:
 
 
 @dataclass(frozen=True, eq=False)
+class _Bearing:
+    """Measured effects that bear on one asked for, and prior covariances of a gene with b_g = i_g = 1 in one context.
+
+    The condition asked for comes after the n measured ones. ``near``: their positions, (n,); ``size``: of their parts,
+    (n + 1, n_parts); ``additive``, ``joint``: covariances of sums of parts and of interactions, (n + 1, n + 1);
+    ``clear``: for each part asked for that was measured alone, its number in the prior and its share of ``additive``.
+    """
+
+    near: np.ndarray
+    size: np.ndarray
+    additive: np.ndarray
+    joint: np.ndarray
+    clear: list[tuple[int, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
 class Process:
     """The process with its settings.
 
@@ -99,7 +140,7 @@ class Process:
     measured, curves, prior
         What it is made of.
     kernels
-        (length, own) -> weight, in all 1: K_g is the weighted sum. Length 0: contexts differ independently.
+        Their weights, in all 1: K_g is the weighted sum.
     limit
         Measured effects that one answer conditions on.
     """
@@ -107,13 +148,13 @@ class Process:
     measured: Measured
     curves: Curves
     prior: Prior
-    kernels: Mapping[tuple[float, float], float] = field(default_factory=lambda: {NO_KERNEL: 1.0})
+    kernels: Mapping[Kernel, float] = field(default_factory=lambda: {NO_KERNEL: 1.0})
     limit: int = MAX_ROWS
 
     @property
     def own(self) -> float:
         """Weight of the gene's own control level."""
-        return sum(weight * own for (_, own), weight in self.kernels.items())
+        return sum(weight * kernel.own for kernel, weight in self.kernels.items())
 
     @classmethod
     def fit(cls, measured: Measured) -> Process:
@@ -134,37 +175,47 @@ class Process:
             return Place(np.append(self.measured.controls_n / self.measured.controls_n.sum(), 0.0))
         return Place(np.eye(n + 1)[k])
 
-    def posterior(self, ask: Asked) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of the true effect, shape (n_genes + 1,) each; the last is the log depth ratio."""
-        prior, near = self.prior, self._near(ask)
-        rows = self.measured.rows.iloc[near]
-        size, additive, joint, clear = self._likeness(near, ask)
-        kernel, levels = self._contexts(ask.place.control)
-        at = np.vstack([np.eye(len(kernel))[rows["context"].to_numpy(int)], ask.place.weights])
-        across, level = additive * (at @ kernel @ at.T), at @ levels
-        reference = rows["reference"].to_numpy(int)
-        same = reference[:, None] == reference
+    def posterior(self, ask: Asked, *, genes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance of the true effect, shape (n_genes + 1,) each; the last is the log depth ratio.
 
-        n = len(rows)
-        total = size.sum(axis=1)
-        mean = total[n] * prior.average
-        gap = self.measured.effect[near] - total[:n, None] * prior.average
+        ``genes``: positions of those that are asked for, all by default; mean and variance have this shape then.
+        """
+        return self.given(ask, self.bearing(ask), genes)
+
+    def given(self, ask: Asked, bearing: _Bearing, genes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance given the effects that bear on the one asked for; see :meth:`posterior`."""
+        near, additive, n = bearing.near, bearing.additive, len(bearing.near)
+        genes = np.arange(len(self.prior.average)) if genes is None else genes
+        rows, measured = self.measured.rows.iloc[near], self.measured
+        kernel, levels = self._contexts(ask.place)
+        at = np.vstack([np.eye(len(kernel))[rows["context"].to_numpy(int)], ask.place.weights])
+        # every covariance is a sum of matrices that all genes have in common, each times a number of the gene
+        shapes = [additive, additive * (at @ kernel @ at.T), bearing.joint, *(own for _, own in bearing.clear)]
+        numbers = [self.prior.between, self.prior.across, self.prior.interaction]
+        numbers += [self.prior.outlier[part] for part, _ in bearing.clear]
+        reference = rows["reference"].to_numpy(int)
+        for control in np.unique(reference):  # those that share control cells share their noise
+            mine = np.append(reference == control, False).astype(float)
+            shapes.append(np.outer(mine, mine))
+            numbers.append(measured.reference_noise[control])
+        shape, number = np.reshape(shapes, (len(shapes), -1)), np.array(numbers)[:, genes].T
+        noise = measured.noise[near][:, genes].T + 1e-9
+        level = (at @ levels[:, genes]).T * np.sqrt(self.own * self.prior.across[genes])[:, None]
+
+        total = bearing.size.sum(axis=1)
+        mean = total[n] * self.prior.average[genes]
+        gap = (measured.effect[near][:, genes] - total[:n, None] * self.prior.average[genes]).T
         variance = np.empty_like(mean)
         step = max(1, MAX_ENTRIES // (n + 1) ** 2)
         for g in (slice(start, start + step) for start in range(0, len(mean), step)):
-            local = prior.across[g, None, None]
-            cov = prior.between[g, None, None] * additive + local * across + prior.interaction[g, None, None] * joint
-            for part, own in clear:
-                cov += prior.outlier[part, g, None, None] * own
+            cov = (number[g] @ shape).reshape(-1, n + 1, n + 1)
             if self.own:
-                y = level[:, g].T
-                cov += self.own * local * additive * y[:, :, None] * y[:, None, :]
-            noise = self.measured.noise[near][:, g].T[:, :, None] * np.eye(n)
-            noise += self.measured.reference_noise[reference][:, g].T[:, :, None] * same + 1e-9 * np.eye(n)
+                cov += level[g, :, None] * level[g, None, :] * additive
             cross = cov[:, :n, n:]
-            weights = np.linalg.solve(cov[:, :n, :n] + noise, cross)
-            mean[g] += np.einsum("gi,ig->g", weights[:, :, 0], gap[:, g])
-            variance[g] = cov[:, n, n] - (weights * cross).sum(axis=(1, 2))
+            np.einsum("gii->gi", cov)[:, :n] += noise[g]
+            weights = np.linalg.solve(cov[:, :n, :n], cross)[:, :, 0]
+            mean[g] += (weights * gap[g]).sum(axis=1)
+            variance[g] = cov[:, n, n] - (weights * cross[:, :, 0]).sum(axis=1)
         return mean, np.maximum(variance, 0)
 
     # ---- what is like what -------------------------------------------------------------------------------------------
@@ -174,12 +225,9 @@ class Process:
         rows = self.measured.rows
         return _Design.of(rows["parts"], rows["dose"], rows["time"].to_numpy(float), self.measured.parts, self.curves)
 
-    def _likeness(self, near: np.ndarray, ask: Asked):
-        """Prior covariances of conditions, the one asked for last, for a gene with b_g = i_g = 1 in one context.
-
-        Returns sizes of parts (n + 1, n_parts); covariances of sums of parts and of interactions, (n + 1, n + 1);
-        and for each part asked for that was measured alone, its number in the prior and its share of the former.
-        """
+    def bearing(self, ask: Asked) -> _Bearing:
+        """Return the measured effects that bear on a condition, and how."""
+        near = self._near(ask)
         names = [*self.measured.parts, *(part for part in ask.parts if part not in self.measured.parts)]
         asked = _Design.of([ask.parts], [ask.dose], np.array([ask.time]), names, self.curves)
         rows = self._rows.take(near).stacked(asked)
@@ -197,7 +245,7 @@ class Process:
         several = [parts if len(parts) > 1 else None for parts in [*self.measured.rows["parts"].iloc[near], ask.parts]]
         equal = np.array([[one is not None and one == other for other in several] for one in several])
         amplitude = np.sqrt((size**2).sum(axis=1))
-        return size, additive, np.outer(amplitude, amplitude) * equal, clear
+        return _Bearing(near, size, additive, np.outer(amplitude, amplitude) * equal, clear)
 
     def _clock(self, time: np.ndarray | float) -> np.ndarray:
         """Times in units in which effects change: logarithmic where they count from the perturbation."""
@@ -228,34 +276,40 @@ class Process:
         for at, wanted in ((self._rows.log_dose[:, column], there), (times, self._clock(ask.time))):
             related *= np.exp(-np.nansum((at - np.asarray(wanted)) ** 2, axis=1) / 20)
         context = self.measured.rows["context"].to_numpy(int)
-        kernel = self._contexts(ask.place.control)[0] @ ask.place.weights
+        kernel = self._contexts(ask.place)[0] @ ask.place.weights
         # others tell about the control cells that they share
         bearing = (related + 1e-3) * (0.3 + kernel[context]) * np.sqrt(self.measured.rows["n"].to_numpy())
         return np.sort(np.argsort(-bearing, kind="stable")[: self.limit])
 
-    def _contexts(self, new: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _contexts(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
         """Kernel of contexts, a new one last, (n + 1, n + 1), and clipped control levels y, (n + 1, n_genes + 1)."""
+        new = place.control
         controls, noise = self.measured.controls, self.measured.controls_noise.sum(axis=1)
         n, n_genes = controls.shape
-        kernel, levels = np.eye(n + 1), np.zeros((n + 1, n_genes + 1))
+        whole, levels = np.zeros((n + 1, n + 1)), np.zeros((n + 1, n_genes + 1))
+        whole[n, n] = new is None  # of a context without control cells nothing is known
         z = controls if new is None else np.vstack([controls, new])
         noise = np.append(noise, 0.0)[: len(z)]
         square = (z**2).sum(axis=1)
         distance = square[:, None] + square - 2 * z @ z.T - noise[:, None] - noise
         distance = np.maximum(distance, 0) * (1 - np.eye(len(z)))
         typical = max(np.median(distance[:n, :n][np.triu_indices(n, 1)]), 1e-12) if n > 1 else 1.0
-        kernel[: len(z), : len(z)] = sum(
-            weight * (np.exp(-distance / (length * typical)) if length else np.eye(len(z)))
-            for (length, _), weight in self.kernels.items()
-        )
+        near = {length: np.exp(-distance / (length * typical)) if length else np.eye(len(z)) for length in LENGTHS}
+        for one, weight in self.kernels.items():
+            alike = near[one.length]
+            if one.shared:
+                values = [*self.measured.contexts[one.shared], place.attributes.get(one.shared)][: len(z)]
+                same = np.array([[value == other for other in values] for value in values])
+                alike = SHARED * same + (1 - SHARED) * alike
+            whole[: len(z), : len(z)] += weight * alike
         if self.own:
             y = (z - controls.mean(axis=0)) / np.maximum(controls.std(axis=0), 1e-6)
             levels[: len(z), :-1] = np.clip(y, y[:n].min(axis=0), y[:n].max(axis=0))
-        return kernel, levels
+        return whole, levels
 
 
-def best_kernels(measured: Measured) -> dict[tuple[float, float], float]:
-    """Return weights of context kernels (length, own) by how well they predict contexts, each left out in turn.
+def best_kernels(measured: Measured) -> dict[Kernel, float]:
+    """Return weights of context kernels by how well they predict contexts that are left out, some at a time.
 
     Of few contexts, what looks best may be chance: kernels within a standard error of the best count nearly as much.
 
@@ -266,25 +320,28 @@ def best_kernels(measured: Measured) -> dict[tuple[float, float], float]:
     """
     rows = measured.rows
     context = rows["context"].to_numpy(int)
-    folds = np.unique(context)
+    fold = left_out_together(measured)[context]
+    folds = np.unique(fold)
     if len(folds) < FEW_CONTEXTS:
         return {NO_KERNEL: 1.0}
     folds = folds[np.unique(np.linspace(0, len(folds) - 1, MAX_FOLDS).astype(int))]
     signal = (measured.effect[:, :-1] ** 2).sum(axis=1) - measured.noise[:, :-1].sum(axis=1)
+    kernels = Kernel.candidates(measured.contexts)
     table = []
-    for k in folds:
-        prior = Prior.fit(measured.without(context == k))
-        elsewhere = set(rows["parts"][context != k])
-        asked = [row for row in np.argsort(-signal) if context[row] == k and rows["parts"].iloc[row] in elsewhere]
-        lost, size = np.zeros(len(KERNELS)), 0.0
+    for one in folds:
+        prior = Prior.fit(measured.without(fold == one))
+        elsewhere = set(rows["parts"][fold != one])
+        asked = [row for row in np.argsort(-signal) if fold[row] == one and rows["parts"].iloc[row] in elsewhere]
+        lost, size = np.zeros(len(kernels)), 0.0
         for row in asked[:MAX_ASKED]:
-            parts = rows["parts"].iloc[row]
-            others = measured.without((context == k) | np.array([parts != some for some in rows["parts"]]))
-            truth = measured.effect[row, :-1]
-            for i, kernel in enumerate(KERNELS):
-                process = Process(others, Curves(), prior, {kernel: 1.0})
-                ask = Asked(parts, (np.nan,) * len(parts), np.nan, process.place(k))
-                lost[i] += ((truth - process.posterior(ask)[0][:-1]) ** 2).sum()
+            parts, truth = rows["parts"].iloc[row], measured.effect[row, :-1]
+            others = measured.without((fold == one) | np.array([parts != some for some in rows["parts"]]))
+            process = Process(others, Curves(), prior, dict.fromkeys(kernels, 1 / len(kernels)))
+            ask = Asked(parts, (np.nan,) * len(parts), np.nan, process.place(context[row]))
+            bearing = process.bearing(ask)
+            for i, kernel in enumerate(kernels):
+                guess = replace(process, kernels={kernel: 1.0}).given(ask, bearing)[0]
+                lost[i] += ((truth - guess[:-1]) ** 2).sum()
             size += (truth**2).sum()
         if asked:
             table.append(lost / size)
@@ -294,7 +351,22 @@ def best_kernels(measured: Measured) -> dict[tuple[float, float], float]:
     standard_error = worse.std(axis=1, ddof=1) / np.sqrt(len(table)) + 1e-12
     weight = np.exp(-worse.mean(axis=1) / standard_error)
     weight[weight < 0.05] = 0
-    return {kernel: float(w) for kernel, w in zip(KERNELS, weight / weight.sum(), strict=True) if w}
+    return {kernel: float(w) for kernel, w in zip(kernels, weight / weight.sum(), strict=True) if w}
+
+
+def left_out_together(measured: Measured) -> np.ndarray:
+    """Return for each context the fold it is left out in, (n_contexts,): alone, or with all of a patient.
+
+    What has to be predicted decides: where an attribute has whole values without any effect, as a patient of whom there
+    are control cells only, the others are left out value by value. Otherwise its other states would give it away.
+    """
+    contexts = measured.contexts
+    known = np.isin(np.arange(len(contexts)), measured.rows["context"])
+    for name in contexts:
+        value = contexts[name].astype(str).factorize()[0]
+        if FEW_CONTEXTS <= len(np.unique(value[known])) < len(np.unique(value)):
+            return value
+    return np.arange(len(contexts))
 
 
 def _near_in(at: np.ndarray, spread: float) -> np.ndarray:

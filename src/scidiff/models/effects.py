@@ -21,7 +21,7 @@ from scidiff.models.effect_curves import Curves
 from scidiff.models.effect_groups import GroupStats
 from scidiff.models.effect_measured import Measured, canonical, joined
 from scidiff.models.effect_prior import FEW_CONTEXT_SHARE, FEW_CONTEXTS, Prior
-from scidiff.models.effect_process import Asked, Place, Process
+from scidiff.models.effect_process import Asked, Kernel, Place, Process
 from scidiff.models.effect_ridge import FeatureRidge
 
 
@@ -32,7 +32,8 @@ class Effect:
     Parameters
     ----------
     mean, variance
-        Difference to control in mean log1p counts per 10k, and posterior variance of the true one, shape (n_genes,).
+        Difference to control in mean log1p counts per 10k, and posterior variance of the true one, shape (n_genes,)
+        for all genes or for those that were asked for.
     log_depth_ratio
         Log of the ratio of molecules per cell, perturbed to control.
     kind
@@ -93,6 +94,7 @@ class EffectModel:
         control_mean: np.ndarray | None = None,
         dose: float | Sequence[float] | None = None,
         time: float | None = None,
+        genes: np.ndarray | None = None,
     ) -> Effect:
         """Return the effect of a perturbation in a context, measured or not.
 
@@ -107,6 +109,8 @@ class EffectModel:
             cells in training finds its place by it.
         dose, time
             One dose for all parts, or one each. Not given: as measured, on average.
+        genes
+            Positions of the genes that are asked for: a few take a small part of the time of all, the default.
 
         Raises
         ------
@@ -123,7 +127,8 @@ class EffectModel:
         parts, doses = canonical(perturbation, dose)
         if not parts:
             note = ["dose 0 is exactly no effect"] if len(perturbation) else []
-            return Effect(np.zeros(n_genes), np.zeros(n_genes), 0.0, "dose" if note else "seen", note)
+            nothing = np.zeros(n_genes if genes is None else len(genes))
+            return Effect(nothing, nothing, 0.0, "dose" if note else "seen", note)
 
         together = joined(parts, doses, measured.parts)
         if set(together[0]) <= set(measured.parts):
@@ -132,16 +137,19 @@ class EffectModel:
         place, notes = self._place(context, control)
         ask = Asked(parts, doses, np.nan if time is None else float(time), place)
         told, untold = self._told(ask)
-        mean, variance = self.process.posterior(_only(ask, lambda part: part not in told))
+        here = np.arange(n_genes) if genes is None else np.asarray(genes)
+        with_depth = np.append(here, n_genes)
+        mean, variance = self.process.posterior(_only(ask, lambda part: part not in told), genes=with_depth)
         for part in told:
             more, unknown = self._from_features(part, doses[parts.index(part)], ask)
-            mean, variance = mean + more, variance + unknown
+            mean, variance = mean + more[with_depth], variance + unknown[with_depth]
         effect, ratio = mean[:-1], float(mean[-1])
         few = place.new and len(measured.contexts) < FEW_CONTEXTS
         if few and control is not None:
-            effect = _rescaled(effect, np.average(measured.controls, axis=0, weights=measured.controls_n), control)
+            base = np.average(measured.controls[:, here], axis=0, weights=measured.controls_n)
+            effect = _rescaled(effect, base, control[here])
         if control is not None:
-            effect = np.maximum(effect, -control)  # expression cannot fall below zero
+            effect = np.maximum(effect, -control[here])  # expression cannot fall below zero
         notes += self._notes(ask, told, untold, few)
         return Effect(effect, variance[:-1], ratio, "features" if told else self._kind(ask), notes)
 
@@ -186,7 +194,7 @@ class EffectModel:
             note = [f"average over {match.sum()} training contexts"] if match.sum() > 1 else []
             return Place(np.append(match * n_cells, 0.0) / n_cells[match].sum()), note
         note = [] if control is not None else [f"nothing is known of context {dict(context)}: give its control cells"]
-        return Place(np.append(np.zeros(len(contexts)), 1.0), control), note
+        return Place(np.append(np.zeros(len(contexts)), 1.0), control, dict(context)), note
 
     def _kind(self, ask: Asked) -> str:
         rows = self.process.measured.rows
@@ -237,7 +245,7 @@ class EffectModel:
             "measured": measured.to_dict(),
             "curves": process.curves.to_dict(),
             "prior_parts": process.prior.parts,
-            "kernels": [[length, own, weight] for (length, own), weight in process.kernels.items()],
+            "kernels": [[*kernel, weight] for kernel, weight in process.kernels.items()],
             "ridge": None,
         }
         if self.ridge is not None:
@@ -250,7 +258,7 @@ class EffectModel:
         """Return the model that :meth:`to_arrays` wrote."""
         measured = Measured.from_dict({name: arrays[name] for name in effect_measured.ARRAYS}, about["measured"])
         prior = Prior(**{name: arrays[name] for name in effect_prior.ARRAYS}, parts=about["prior_parts"])
-        kernels = {(length, own): weight for length, own, weight in about["kernels"]}
+        kernels = {Kernel(*kernel): weight for *kernel, weight in about["kernels"]}
         process = Process(measured, Curves.from_dict(about["curves"]), prior, kernels)
         return cls(process, None if about["ridge"] is None else FeatureRidge.from_arrays(arrays, about["ridge"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -44,7 +45,8 @@ def generate(
     guided
         The denoiser to sample from where it is not ``denoiser`` itself, such as a guided one.
     solver
-        Gaussian noise: any of :mod:`scidiff.sampling.solvers` (default: DPM-Solver++(2M)). Thinning has one.
+        Gaussian noise: any of :mod:`scidiff.sampling.solvers` (default: DPM-Solver++(2M)). Thinning: instead of
+        `ancestral`, such as :class:`~scidiff.sampling.particles.Chosen`.
     gain
         Thinning: factor on what a cell's own molecules say (:class:`~scidiff.sampling.guidance.Gain`).
     steered
@@ -73,5 +75,6 @@ def generate(
             levels = process.levels(part.depth, n_steps, start=x.sum(dim=1))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16()):
                 full = wrap(Gain(guided or denoiser, gain))
-                x = ancestral(full, x, levels, part, process=process, generator=generator)
+                add = solver or partial(ancestral, process=process)
+                x = add(full, x, levels, part, generator=generator)
         on_cells(x.cpu())

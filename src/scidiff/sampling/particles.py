@@ -150,6 +150,33 @@ def particles(
     return Particles(x, log_w, torch.stack(ess), origin, n_ancestors, evidence)
 
 
+class Chosen:
+    """A solver: every cell is drawn, by weight, from a small population of its own with its conditions.
+
+    Cells stay independent, and the more particles each has, the nearer are they to p(x) exp(u(x)) / Z; one is steering
+    alone. ``ess`` is the smallest effective sample size that each cell's population had, of all cells so far.
+
+    Parameters
+    ----------
+    n
+        Particles of each cell.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.ess: list[float] = []
+
+    def __call__(self, steered: Steered, x: Tensor, levels: Tensor, cond: Any, *, generator: Generator) -> Tensor:
+        """Return the cells, shape (n_cells, n_genes)."""
+        cell = torch.arange(len(x), device=x.device).repeat_interleave(self.n)
+        levels = levels.to(x).reshape(len(levels), -1).expand(-1, len(x))[:, cell]
+        made = particles(steered, x[cell], levels, _rows(cond, cell), generator=generator, groups=cell)
+        self.ess += made.ess.amin(dim=0).tolist()
+        weights = made.log_weights.exp().reshape(len(x), self.n)
+        place = torch.multinomial(weights.to(generator.device), 1, generator=generator).squeeze(1).to(x.device)
+        return made.cells[torch.arange(len(x), device=x.device) * self.n + place]
+
+
 def systematic(log_weights: Tensor, *, generator: Generator) -> Tensor:
     """Return the places of n survivors among n particles, ascending, shape (n,).
 

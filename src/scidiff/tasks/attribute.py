@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: columns of every ranking, in this order; those of single methods come between
-FIRST, LAST = ("kind", "name", "rank"), ("p_value", "fdr", "leading_genes", "source")
+FIRST = ("kind", "name", "rank", "consensus_rank", "direction")
+LAST = ("p_value", "fdr", "leading_genes", "source")
 N_LEADING = 10
 #: regulators, the first by regression, that are tried in silico
 N_TRIED = 30
@@ -61,16 +62,19 @@ def attribute(
     given = [cells is not None, bool(up or down), effect is not None, phenotype is not None]
     if sum(given) != 1:
         raise InputError("attribute takes one of: cells, gene names as up= and down=, an effect=, or a phenotype=")
+    if reference is not None and cells is None:
+        raise InputError("reference= is what cells are compared with; give cells too")
+    if targets is not None and signatures is None:
+        raise InputError("targets= are shown beside drugs; give signatures= too")
     if phenotype is not None:
         if pairs or network is not None or signatures is not None:
             raise InputError("for regulators, drugs and pairs name the genes of the phenotype as up= and down=")
-        return by_gain(model, phenotype, condition, sign=1.0 if direction == "mimic" else -1.0)
+        gains = by_gain(model, phenotype, condition, sign=DIRECTIONS[direction])
+        return _as_one(gains.assign(consensus_rank=gains["rank"]), direction)
     if condition is not None:
         raise InputError("condition= belongs to phenotype=; cells know their own")
     if isinstance(up, str) or isinstance(down, str):
         raise InputError("up= and down= take lists of genes")
-    if targets is not None and signatures is None:
-        raise InputError("targets= are shown beside drugs; give signatures= too")
     if pairs and (up or down):
         raise InputError("pairs= needs cells or an effect=, not only names of genes")
     if model.library is None and network is None and signatures is None:
@@ -90,8 +94,13 @@ def attribute(
         )
     table = pd.concat(tables, ignore_index=True)
     table["leading_genes"] = [",".join(genes) if isinstance(genes, list) else genes for genes in table["leading_genes"]]
-    first = (*FIRST, "consensus_rank")
-    return table[[*first, *(name for name in table if name not in (*first, *LAST)), *LAST]]
+    return _as_one(table, direction)
+
+
+def _as_one(table: pd.DataFrame, direction: str) -> pd.DataFrame:
+    """Return a ranking with its columns in order, saying what it was asked for: a row must be read without the call."""
+    table = table.assign(direction=direction)
+    return table[[*FIRST, *(name for name in table if name not in (*FIRST, *LAST)), *LAST]]
 
 
 def by_gain(
@@ -142,7 +151,7 @@ def by_gain(
         )
     table = pd.DataFrame(out).sort_values("gain", ascending=False, ignore_index=True)
     table = table.assign(rank=np.arange(1, len(table) + 1), p_value=np.nan, fdr=np.nan)
-    return table[[*FIRST, "gain", "se", *LAST]]
+    return table[["kind", "name", "rank", "gain", "se", *LAST]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,11 @@ from scidiff.evaluation.realism import realism
 from scidiff.model import TrainedModel
 from scidiff.models.effect_groups import GroupStats
 from scidiff.models.effects import Effect, EffectModel
-from scidiff.phenotype import Phenotype
+from scidiff.phenotype import Phenotype, Wish
 from scidiff.sampling.generate import CHUNK
 from scidiff.sampling.generate import generate as sample
 from scidiff.sampling.guidance import ClassifierFree, Gain
+from scidiff.sampling.particles import Chosen
 from scidiff.sampling.perturb import counterfactual
 from scidiff.sampling.steering import MIN_WAY, Calibration, Steered, calibrated
 from scidiff.tasks.denoise import posterior
@@ -75,6 +76,7 @@ def design(
     keep: float | None = None,
     depth: float | np.ndarray | None = None,
     guidance: float | Mapping[str, float] = 1.0,
+    particles: int = 1,
     n_steps: int = 20,
     layer: str | None = None,
     seed: int = 0,
@@ -83,11 +85,10 @@ def design(
     """Return designed cells; see :meth:`scidiff.ScIDiff.design`."""
     if not isinstance(phenotype, Phenotype):
         raise InputError(f"design takes a Phenotype, such as Phenotype(up=['IL2RA']), not {phenotype!r}")
-    whole = all(isinstance(number, int | np.integer) for number in (n, n_steps, seed))
-    if not whole or n < 1 or n_steps < 1 or seed < 0:
-        raise InputError(
-            f"n={n!r}, n_steps={n_steps!r}, seed={seed!r}: must be whole numbers, n and n_steps from 1, seed from 0"
-        )
+    least = {"n": (n, 1), "n_steps": (n_steps, 1), "particles": (particles, 1), "seed": (seed, 0)}
+    for name, (number, low) in least.items():
+        if not isinstance(number, int | np.integer) or number < low:
+            raise InputError(f"{name}={number!r}: must be a whole number, at least {low}")
     if isinstance(condition, str):
         raise InputError(f"condition={condition!r}: name the attribute, such as {{'cell_type': {condition!r}}}")
     if keep is not None and (cells is None or not 0 <= keep <= 1):
@@ -95,7 +96,7 @@ def design(
     if "sample" not in set(model.history["stage"]):
         raise InputError("this model was trained to denoise only; fit one without denoise_only to design cells")
     if not model.counted or model.standardizer is not None:
-        raise InputError("design needs a model trained with thinning, on counts")
+        raise InputError("design needs a model trained with thinning, on counts; fit one without noise='gaussian'")
     if cells is not None and keep is None and depth is not None:
         raise InputError("cells that keep their molecules keep their depth; depth= goes with keep=, from 0 to 1")
     given = None
@@ -112,8 +113,17 @@ def design(
     asked = model.schema.conditions({} if condition is None else condition, known=model.vocabulary.known)
     if len(asked) != 1:
         raise InputError(f"design takes one condition, not {len(asked)}")
+    phenotype = _at_activity(model, phenotype, asked.iloc[0])
     question = Question(
-        model, phenotype, asked.iloc[0], guidance=guidance, n_steps=n_steps, seed=seed, depth=depths, start=start
+        model,
+        phenotype,
+        asked.iloc[0],
+        guidance=guidance,
+        n_steps=n_steps,
+        seed=seed,
+        depth=depths,
+        start=start,
+        particles=particles,
     )
     question.check()
     carried = question.verdict == SEEN_ELSEWHERE
@@ -125,7 +135,7 @@ def design(
     if cells is not None:
         made.obs = cells.obs.copy()
         for name, value in question.condition.dropna().items():
-            made.obs[model.schema.columns[name]] = value
+            made.obs[model.schema.columns.get(name, name)] = value
     levels, how_real = question.judged(counts)
     text = question.sentences(levels, how_real, question.meets(counts))
     for sentence in text[question.verdict == SEEN_HERE :]:
@@ -142,6 +152,7 @@ def design(
         levels=levels,
         realism=how_real,
         strength=strength,
+        **question.weighted(),
         keep="all that can stay" if keep is None else keep,
         start="nothing" if cells is None else "cells",
         seed=seed,
@@ -158,7 +169,8 @@ class Question:
     ``denoised``, of log1p(CP10k) of the posterior mean rate. Each wish is about one of them.
 
     ``depth``: molecules of each designed cell, None as in training; ``start``: molecules that each begins with. Trial
-    populations take them in turn, so that a strength found on them is right for the cells asked for.
+    populations take them in turn, so that a strength found on them is right for the cells asked for. ``particles``: of
+    which each cell is drawn; ``ess`` collects their effective sample sizes in the last draw.
     """
 
     model: TrainedModel
@@ -169,6 +181,8 @@ class Question:
     seed: int
     depth: np.ndarray | None = None
     start: sparse.csr_matrix | None = None
+    particles: int = 1
+    ess: list[float] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise for a phenotype of other genes, a context never seen, or functions that cells cannot be steered by."""
@@ -361,7 +375,7 @@ class Question:
 
     def table(self, n: int) -> pd.DataFrame:
         """Return the canonical conditions of ``n`` designed cells; what was not asked for is not known."""
-        return pd.DataFrame([self.condition] * n).reset_index(drop=True).astype(object)
+        return pd.DataFrame({name: [value] * n for name, value in self.condition.items()}, range(n), dtype=object)
 
     def _conditions(self, n: int, *, stream: int) -> Conditions:
         table = self.table(n)
@@ -399,6 +413,7 @@ class Question:
             strength=torch.as_tensor(strength, dtype=torch.float32, device=device),
             offset=None if offset is None else offset.to(device),
         )
+        chosen = Chosen(self.particles) if self.particles > 1 and strength.any() else None
         randomness = int(np.random.SeedSequence([self.seed, stream, 1]).generate_state(1)[0])
         sample(
             model.denoiser,
@@ -406,11 +421,13 @@ class Question:
             n_steps=self.n_steps,
             guided=ClassifierFree(model.denoiser, self.guidance),
             gain=model.settings["gain"],
+            solver=chosen,
             steered=steered,
             start=first,
             generator=torch.Generator(device).manual_seed(randomness),
             on_cells=collect,
         )
+        self.ess[:] = chosen.ess if chosen else []
         return sparse.vstack(chunks, format="csr")
 
     def sampled(
@@ -574,6 +591,10 @@ class Question:
             return np.ones((counts.shape[0], len(self.sides)), dtype=bool)
         return (self.denoised(counts, self.table(counts.shape[0])) - self.wanted) * self.sides >= 0
 
+    def weighted(self) -> dict[str, float]:
+        """Return how many particles each cell was drawn from, and how many of them carried the weight, at worst."""
+        return {"particles": self.particles, "ess": float(np.mean(self.ess))} if self.ess else {}
+
     # ---- the answer ----------------------------------------------------------------------------------------------
 
     def judged(self, counts: sparse.csr_matrix) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -625,6 +646,14 @@ class Question:
                 "they left what the model knows"
             )
         return out
+
+
+def _at_activity(model: TrainedModel, phenotype: Phenotype, condition: pd.Series) -> Phenotype:
+    """Return the phenotype with the modules of the condition: what goes with the other wishes must not undo them."""
+    for name, weights in model.settings.get("modules", {}).items():
+        if not pd.isna(condition[name]):
+            phenotype = phenotype.also(Wish(name, "mean", float(condition[name]), weights))
+    return phenotype
 
 
 def _shared(model: TrainedModel, cells: AnnData) -> dict[str, Any]:

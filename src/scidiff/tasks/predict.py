@@ -69,7 +69,11 @@ def predict(
     if seed < 0:
         raise InputError(f"seed={seed} must be at least 0")
     asked = model.schema.conditions(condition)
-    fixed = [name for name in (*model.schema.context, "batch") if name in asked and asked[name].notna().any()]
+    fixed = [
+        name
+        for name in (*model.schema.context, "batch", *model.schema.modules)
+        if name in asked and asked[name].notna().any()
+    ]
     if fixed:
         raise InputError(f"{fixed[0]} belongs to the cells and is not changed; choose cells of the one you mean")
     if not len(asked) or asked["perturbation"].isna().any():

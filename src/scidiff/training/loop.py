@@ -54,7 +54,8 @@ class TrainConfig:
     ema
         Decay of the running average of the weights.
     forget
-        Chance that an attribute of a cell is replaced by its null token; half as often all at once.
+        Chance that an attribute of a cell is replaced by its null token; half as often all at once. A module: one half,
+        since most requests name none.
     heldout
         Share of the molecules of every cell (of the cells, where there are no counts) kept aside to decide when to
         stop. 0: train for all steps.
@@ -215,11 +216,12 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def forget(cond: Conditions, chance: float, *, generator: torch.Generator) -> Conditions:
-    """Return conditions in which attributes of some cells are null: each with ``chance``, all with half of it."""
+    """Return conditions in which attributes of some cells are null: see ``TrainConfig.forget``."""
     n = len(cond)
     everything = torch.rand(n, generator=generator) < chance / 2
     for name in cond.attributes:
-        cond = cond.drop(name, cells=everything | (torch.rand(n, generator=generator) < chance))
+        own = 0.5 if name in cond.modules else chance
+        cond = cond.drop(name, cells=everything | (torch.rand(n, generator=generator) < own))
     return cond
 
 

@@ -1,0 +1,295 @@
+"""Velocity and fate on real and simulated cells.
+
+    python benchmarks/fate.py                                # all of it
+    python benchmarks/fate.py --parts pancreas --cellrank fates.csv
+
+pancreas    Markers of the four lineages are left out before anything is learned. Scores: cross-boundary direction of
+            the velocity (both velocities in the places that the plain one has), and the AUC of fates against markers:
+            a cell is positive with more of a lineage's markers than 95 % of the ductal cells, within Ngn3 high and
+            within Pre-endocrine cells, mean over lineages with 20 positives. CellRank runs where it is installed; else
+            --plain writes its input (.h5ad) and --cellrank takes its probabilities (csv: cells x lineages).
+weinreb     Undifferentiated cells of days 2 and 4 whose clones later are mostly neutrophils or mostly monocytes; five
+            folds over clones, of held-out clones only these cells are seen. 90 % intervals: bootstrap over clones.
+simulator   Fates of control cells and their change under perturbations of the driver TFs, against the truth.
+influence   AUROC of one-molecule influence for CollecTRI edges (activating or not) among TFs and genes of the pancreas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import scidiff as sd
+from scidiff.data import simulate
+from scidiff.data.scaling import fit_pca, highly_variable_genes, log1p_cp10k
+from scidiff.evaluation.metrics import cross_boundary_direction
+from scidiff.integration import read_network
+from scidiff.integration.fate import fates
+from scidiff.integration.velocity import at_common_depth, nearest, read_velocity
+
+RESULTS = Path(__file__).parent / "results"
+LINEAGES = {
+    "Alpha": ("Gcg", "Arx", "Irx1", "Irx2"),
+    "Beta": ("Ins1", "Ins2", "Pdx1", "Nkx6-1", "Iapp", "Mafa", "Pax4", "G6pc2"),
+    "Delta": ("Sst", "Hhex"),
+    "Epsilon": ("Ghrl",),
+}
+EDGES = [
+    ("Ductal", "Ngn3 low EP"),
+    ("Ngn3 low EP", "Ngn3 high EP"),
+    ("Ngn3 high EP", "Pre-endocrine"),
+    *(("Pre-endocrine", lineage) for lineage in LINEAGES),
+]
+Row = tuple[str, str, str, float]
+
+
+def trained(place: Path | None, name: str, *args: Any, **options: Any) -> sd.ScIDiff:
+    """Return the model kept in a folder of ``place``, or train it, and keep it there."""
+    if place is not None and (place / name).exists():
+        return sd.ScIDiff.load(place / name)
+    model = sd.ScIDiff.fit(*args, denoise_only=True, n_blocks=2, **options)
+    if place is not None:
+        place.mkdir(exist_ok=True)
+        model.save(place / name)
+    return model
+
+
+def without_markers() -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Return the pancreas without the markers, spliced counts in X, and the markers per 10,000 of each lineage."""
+    adata = sd.data.load("pancreas")
+    depth = np.asarray(adata.layers["spliced"].sum(axis=1)).ravel()
+    levels = {}
+    for lineage, genes in LINEAGES.items():
+        have = [gene for gene in genes if gene in adata.var_names]
+        levels[lineage] = 1e4 * np.asarray(adata[:, have].layers["spliced"].sum(axis=1)).ravel() / depth
+    steered = {gene for genes in LINEAGES.values() for gene in genes}
+    adata = adata[:, [gene not in steered for gene in adata.var_names]].copy()
+    adata.X = adata.layers["spliced"].astype(np.float32)
+    return adata, levels
+
+
+def pancreas(seed: int, models: Path | None, *, cellrank: Path | None, plain: Path | None) -> list[Row]:
+    """Return scores of velocity and fate."""
+    adata, levels = without_markers()
+    label = adata.obs["cell_type"].astype(str).to_numpy()
+    steady = read_velocity(adata)
+    logged = at_common_depth(adata.X).log1p()
+    pca = fit_pca(logged, 30)
+    raw = pca.transform(logged)
+    directions = {"steady state": steady.v / (1 + steady.s) @ pca.components_.T}
+    if plain is not None:
+        out = ad.AnnData(logged, obs=adata.obs, var=adata.var.assign(velocity_genes=steady.known))
+        out.layers.update(Ms=steady.s, velocity=steady.v)
+        out.obsm["X_pca"] = raw
+        out.write_h5ad(plain)
+    model = trained(models, f"pancreas{seed}", adata, seed=seed, layer="spliced", width=256)
+    moved = model.velocity(adata, layer="spliced")
+    shift = np.log1p(steady.s * np.exp(_log_rate_change(moved))) - np.log1p(steady.s)
+    directions["scIDiff"] = shift @ pca.components_.T
+    rows: list[Row] = []
+    places = np.log1p(steady.s) @ pca.components_.T
+    for method, direction in directions.items():
+        found = cross_boundary_direction(places, direction, label, EDGES, neighbors=nearest(raw))
+        rows += [("pancreas", method, f"CBDir {a} to {b}", value) for (a, b), value in found.items()]
+        rows.append(("pancreas", method, "CBDir, mean", float(np.mean(list(found.values())))))
+
+    names = list(LINEAGES)
+    ends = pd.Index(names).get_indexer(label)
+    made = {
+        "scIDiff": model.fate(adata, {"cell_type": names}, layer="spliced", seed=seed).obsm["fate"],
+        "scIDiff without velocity": model.fate(
+            adata, {"cell_type": names}, layer="spliced", use_velocity=False, seed=seed
+        ).obsm["fate"],
+        "the same walk on steady state": fates(raw, ends, names, direction=directions["steady state"]).probability,
+        "marginal": np.random.default_rng(seed).dirichlet(np.ones(len(names)), adata.n_obs),
+    }
+    if cellrank is not None:
+        made["CellRank on steady state"] = pd.read_csv(cellrank, index_col=0)[names]
+    for method, chance in made.items():
+        chance = pd.DataFrame(np.asarray(chance), columns=names)
+        for group in ("Ngn3 high EP", "Pre-endocrine"):
+            rows += _agreement(method, group, chance, levels, label)
+    through = ["Ngn3 low EP", "Ngn3 high EP", *names]
+    via = model.fate(adata, {"cell_type": through}, layer="spliced", seed=seed).obsm["fate"]
+    ductal = via.loc[label == "Ductal", through[:2]].sum(axis=1)
+    rows.append(("pancreas", "scIDiff", "ductal cells that come to Ngn3 states first", float(ductal.mean())))
+    return rows + regulators(model, adata)
+
+
+def _log_rate_change(moved: ad.AnnData) -> np.ndarray:
+    """Return the change of the log rate behind a change of log1p(CP10k)."""
+    now = moved.layers["denoised"]
+    return np.log(np.expm1(now + moved.layers["velocity"]).clip(1e-6)) - np.log(np.expm1(now).clip(1e-6))
+
+
+def _agreement(
+    method: str, group: str, chance: pd.DataFrame, levels: dict[str, np.ndarray], label: np.ndarray
+) -> list[Row]:
+    rows: list[Row] = []
+    inside = label == group
+    for lineage, level in levels.items():
+        positive = (level > np.quantile(level[label == "Ductal"], 0.95))[inside]
+        if 20 <= positive.sum() <= inside.sum() - 20:
+            score = roc_auc_score(positive, chance[lineage][inside])
+            rows.append(("pancreas", method, f"AUC {lineage} in {group}", float(score)))
+    return [*rows, ("pancreas", method, f"AUC in {group}, mean", float(np.mean([row[3] for row in rows])))]
+
+
+def regulators(model: sd.ScIDiff, adata: ad.AnnData) -> list[Row]:
+    """Return how well influence and plain correlation tell edges of CollecTRI."""
+    network = read_network(Path(os.environ["SCIDIFF_DATA"]) / "collectri_human.tsv.gz")
+    human = pd.Series(model.genes, index=[gene.upper() for gene in model.genes])
+    human = human[~human.index.duplicated(keep=False)]
+    inside = network["source"].isin(human.index) & network["target"].isin(human.index)
+    known = network[inside & (network["source"] != network["target"])]
+    sources = sorted(human[known["source"]].unique())
+    table = model.influence(adata, sources, layer="spliced")[human.to_numpy()]
+    logged = pd.DataFrame(log1p_cp10k(adata[:, human.to_numpy()].X).toarray(), columns=human.to_numpy())
+    z = (logged - logged.mean()) / logged.std().clip(1e-9)
+    correlation = z[sources].T @ z / len(z)
+    edge = pd.DataFrame(False, index=sources, columns=human.to_numpy())
+    for source, target in zip(human[known["source"]], human[known["target"]], strict=True):
+        edge.loc[source, target] = True
+    other = np.array([[source != target for target in edge.columns] for source in sources])
+    rows: list[Row] = [("influence", "CollecTRI", "share of edges inside the model's genes", float(inside.mean()))]
+    for method, values in (("scIDiff", table), ("correlation", correlation)):
+        # within each source, as some have influence on everything
+        per_source = [
+            roc_auc_score(edge.to_numpy()[i, other[i]], np.abs(values.to_numpy()[i, other[i]]))
+            for i in range(len(sources))
+            if edge.to_numpy()[i, other[i]].any()
+        ]
+        rows.append(("influence", method, "AUROC of edges within a TF, mean", float(np.mean(per_source))))
+        error = np.std(per_source) / np.sqrt(len(per_source))
+        rows.append(("influence", method, "AUROC of edges within a TF, standard error", float(error)))
+    return rows
+
+
+def weinreb(seed: int, models: Path | None) -> list[Row]:
+    """Return AUC, neutrophil against monocyte, of cells whose clones are known."""
+    adata = sd.data.load("weinreb20")
+    day, kind = adata.obs["day"].astype(int).to_numpy(), adata.obs["cell_type"].astype(str).to_numpy()
+    clone = adata.obs["clone"].astype(str).to_numpy()
+    asked, truth = [], []
+    for i in np.flatnonzero((kind == "undiff") & (day < day.max())):
+        later = (clone == clone[i]) & (day > day[i])
+        neutrophils, monocytes = ((later & (kind == name)).sum() for name in ("Neutrophil", "Monocyte"))
+        if neutrophils != monocytes:
+            asked.append(i)
+            truth.append(neutrophils > monocytes)
+    asked, truth = np.array(asked), np.array(truth)
+    clones = np.random.default_rng(seed).permutation(np.unique(clone))
+    fold = pd.Series(np.arange(len(clones)) % 5, index=clones)[clone].to_numpy()
+    counts = log1p_cp10k(adata.X)
+    ends = [name for name, n in pd.Series(kind).value_counts().items() if n >= 15 and name != "undiff"]
+    score = {name: np.zeros(len(asked)) for name in ("scIDiff", "kNN on early cells", "marginal")}
+    for k in range(5):
+        held = fold == k
+        # of held-out clones nothing but the cells that are asked about; the network sees none of them
+        seen = ~held | np.isin(np.arange(len(kind)), asked)
+        model = trained(models, f"weinreb{seed}_{k}", adata[~held], sd.Schema(time="day"), seed=seed, width=128)
+        chance = model.fate(adata[seen], {"cell_type": ends}, seed=seed).obsm["fate"]
+        chance = pd.DataFrame(chance.to_numpy(), index=np.flatnonzero(seen), columns=ends)
+        now = held[asked]
+        of_two = chance.loc[asked[now], ["Neutrophil", "Monocyte"]]
+        score["scIDiff"][now] = (of_two["Neutrophil"] / of_two.sum(axis=1)).to_numpy()
+        genes = highly_variable_genes(counts[~held], 2000)
+        points = fit_pca(counts[~held][:, genes], 30).transform(counts[:, genes])
+        knn = KNeighborsClassifier(5).fit(points[asked[~now]], truth[~now])
+        score["kNN on early cells"][now] = knn.predict_proba(points[asked[now]])[:, 1]
+        score["marginal"][now] = truth[~now].mean()
+    rng, names = np.random.default_rng(seed), np.unique(clone[asked])
+    rows: list[Row] = [("weinreb", "", "cells asked about", len(asked)), ("weinreb", "", "of clones", len(names))]
+    for method, values in score.items():
+        drawn = []
+        for _ in range(1000):
+            pick = np.concatenate([np.flatnonzero(clone[asked] == name) for name in rng.choice(names, len(names))])
+            if len(set(truth[pick])) == 2:
+                drawn.append(roc_auc_score(truth[pick], values[pick]))
+        rows.append(("weinreb", method, "AUC neutrophil v. monocyte", float(roc_auc_score(truth, values))))
+        rows += [("weinreb", method, f"AUC, {q:.0%} of bootstrap", float(np.quantile(drawn, q))) for q in (0.05, 0.95)]
+    return rows
+
+
+def simulated(seeds: int, models: Path | None) -> list[Row]:
+    """Return errors of fates, and in how many cases the change under a perturbation has the right sign."""
+    schema = sd.Schema(
+        perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time", batch="batch"
+    )
+    size = {"n_cells": 4000, "n_genes": 600, "n_tfs": 60, "n_states": 4, "control_share": 0.5, "times": (72.0,)}
+    few = {"n_perturbations": 24, "n_null": 4, "n_duplicates": 3, "n_combinations": 0}
+    rows: list[Row] = []
+    right: dict[str, list[bool]] = {"_ko": [], "_a": []}
+    gaps, changes = [], []
+    for seed in range(seeds):
+        simulation = simulate(**size, **few, seed=seed)
+        lab = simulation.lab
+        config = sd.TrainConfig(steps=200)
+        model = trained(models, f"sim{seed}", simulation.adata, schema, width=128, config=config, seed=0)
+        control = simulation.adata[simulation.adata.obs["perturbation"] == "control"].copy()
+        ends = {"cell_type": lab.terminal_states}
+        own = lab.fate()
+        for end, driver in lab.drivers.items():
+            for kind, hits in right.items():
+                asked = {"perturbation": driver + kind, "dose": 1.0, "time": 72.0}
+                found = model.fate(control, ends, to=asked, layer="counts", n_rounds=6, seed=seed).uns["scidiff"][
+                    "fate"
+                ]
+                stem = found[found["group"] == "stem"].set_index("end")
+                change = lab.fate(driver + kind) - own
+                hits.append(bool(np.sign(stem["change"][end]) == np.sign(change[end])))
+                changes.append(float((stem["change"] - change).abs().mean()))
+        gaps.append(float((stem["probability"] - own).abs().max()))
+    rows.append(("simulator", "scIDiff", "largest error of a probability, control", max(gaps)))
+    for kind, name in (("_ko", "knock-out"), ("_a", "activation")):
+        rows.append(("simulator", "scIDiff", f"driver {name}: right direction", float(np.mean(right[kind]))))
+        rows.append(("simulator", "scIDiff", f"driver {name}: cases", len(right[kind])))
+    return [*rows, ("simulator", "scIDiff", "mean error of a change", float(np.mean(changes)))]
+
+
+def main() -> None:
+    """Run the parts asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("pancreas", "weinreb", "simulator"), default=None)
+    parser.add_argument("--cellrank", type=Path)
+    parser.add_argument("--plain", type=Path)
+    parser.add_argument("--models", type=Path, help="folder in which models are kept, so that they are trained once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--simulations", type=int, default=4)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    work = {
+        "pancreas": lambda: pancreas(args.seed, args.models, cellrank=args.cellrank, plain=args.plain),
+        "weinreb": lambda: weinreb(args.seed, args.models),
+        "simulator": lambda: simulated(args.simulations, args.models),
+    }
+    place = RESULTS / "fate.csv"
+    for part in args.parts or work:
+        table = pd.DataFrame(work[part](), columns=["data", "method", "score", "value"])
+        if place.exists():
+            before = pd.read_csv(place, keep_default_na=False)
+            table = pd.concat([before[~before["data"].isin(table["data"])], table], ignore_index=True)
+        table.to_csv(place, index=False, float_format="%.4g")
+        text = "Made by `python benchmarks/fate.py`; what each score is says the head of that file.\n"
+        for name, rows in table.groupby("data", sort=False):
+            wide = rows.pivot_table(index="score", columns="method", values="value", sort=False)
+            text += f"\n## {name}\n\n| | {' | '.join(wide)} |\n|---{'|---' * wide.shape[1]}|\n"
+            for score, values in wide.iterrows():
+                text += f"| {score} | {' | '.join('' if np.isnan(v) else f'{v:.3g}' for v in values)} |\n"
+        (RESULTS / "fate.md").write_text(text)
+        print(table[table["data"] == part].to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

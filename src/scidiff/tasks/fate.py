@@ -1,0 +1,141 @@
+"""Fate: where each cell will end, as it is and under a perturbation.
+
+Cells walk over each other in the places that the network gives them (integration.fate), in the direction of their
+velocity where they have one. A perturbation is predicted for every cell, and pushes it at each step of the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scidiff.errors import InputError, closest
+from scidiff.integration.fate import Fates, fates, interval
+from scidiff.integration.velocity import N_NEIGHBORS, has_velocity
+from scidiff.model import TrainedModel
+from scidiff.predictor import context_keys
+from scidiff.tasks.predict import predict
+from scidiff.tasks.velocity import Placed, directions, moves, placed, with_places
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: of the intervals
+LEVEL = 0.9
+
+
+def fate(
+    model: TrainedModel,
+    adata: AnnData,
+    terminal: Mapping[str, Sequence[str]],
+    *,
+    to: Mapping[str, Any] | None = None,
+    use_velocity: bool = True,
+    n_neighbors: int = N_NEIGHBORS,
+    n_rounds: int = 20,
+    layer: str | None = None,
+    seed: int = 0,
+    on_cells: Callable[[int], None] | None = None,
+) -> AnnData:
+    """Return cells with the probabilities of their ends; see :meth:`scidiff.ScIDiff.fate`."""
+    column, names = _terminal(adata, terminal)
+    if seed < 0 or n_neighbors < 1:
+        raise InputError(f"seed={seed}, n_neighbors={n_neighbors}: need a seed from 0, a number of neighbours from 1")
+    if to is not None:
+        adata = _controls(model, adata)
+    group = adata.obs[column].astype(str).to_numpy()
+    ends = pd.Index(names).get_indexer(group)
+    cells = placed(model, adata, layer=layer)
+    direction, source = None, "none"
+    if use_velocity and has_velocity(adata):
+        moved, source = moves(model, adata, cells, n_neighbors=n_neighbors, on_cells=on_cells)
+        direction = directions(cells, moved)
+    options: dict[str, Any] = {"direction": direction, "n_neighbors": n_neighbors, "n_rounds": n_rounds, "seed": seed}
+    own = fates(cells.points, ends, names, **options)
+    out = with_places(adata, model, cells)
+    low, high = interval(own.rounds, level=LEVEL)
+    for key, values in (("fate", own.probability), ("fate_low", low), ("fate_high", high)):
+        out.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=names)
+    table = _table(own, group)
+    if to is not None:
+        changed = fates(
+            cells.points,
+            ends,
+            names,
+            push=_push(model, adata, cells, to, layer=layer, seed=seed),
+            weights=own.weights,
+            **options,
+        )
+        out.obsm["fate_perturbed"] = pd.DataFrame(changed.probability, index=adata.obs_names, columns=names)
+        difference = replace(changed, rounds=changed.rounds - own.rounds)
+        for prefix, values in (("perturbed", changed), ("change", difference)):
+            found = _table(values, group)[["probability", "low", "high"]]
+            table[[prefix, f"{prefix}_low", f"{prefix}_high"]] = found
+    out.uns["scidiff"] = model.provenance(
+        "fate",
+        {"X": "observed, log1p(CP10k)"},
+        terminal={column: names},
+        condition="as they are" if to is None else pd.Series(dict(to)).to_json(),
+        velocity=source,
+        n_neighbors=n_neighbors,
+        n_rounds=n_rounds,
+        seed=seed,
+        fate=table,
+    )
+    return out
+
+
+def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
+    """Return the column and its values that are ends."""
+    if len(terminal) != 1:
+        raise InputError("terminal= names one obs column and the values that are ends, as in {'cell_type': ['A', 'B']}")
+    column, names = next(iter(terminal.items()))
+    if column not in adata.obs:
+        raise InputError(f"obs has no column {column!r}{closest(column, list(adata.obs))}")
+    names = [names] if isinstance(names, str) else [str(name) for name in names]
+    known = sorted(set(adata.obs[column].dropna().astype(str)))
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"no cell has {column} {unknown[0]!r}{closest(unknown[0], known)}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError("terminal= needs two ends at least, each named once")
+    return column, names
+
+
+def _controls(model: TrainedModel, adata: AnnData) -> AnnData:
+    """Return the control cells: what a perturbation does is asked of those that have none."""
+    if model.schema.perturbation is None or model.schema.columns["perturbation"] not in adata.obs:
+        return adata
+    control = model.schema.is_control(model.conditions_of(adata))
+    if not control.any():
+        raise InputError(f"none of the {adata.n_obs} cells is a control ({model.schema.control}): none to start from")
+    return adata[control]
+
+
+def _push(
+    model: TrainedModel, adata: AnnData, cells: Placed, to: Mapping[str, Any], *, layer: str | None, seed: int
+) -> np.ndarray:
+    """Return what the perturbation does to the place of each cell, its context's mean, shape (n_cells, n_components).
+
+    The closed form alone: a cell is predicted in whole molecules, too few to say how the cell itself differs.
+    """
+    context = context_keys(model.conditions_of(adata), model.schema.context)
+    effect = np.zeros_like(cells.level)
+    for key in np.unique(context):
+        rows = context == key
+        made = predict(model, adata[rows], to, network=False, layer=layer, seed=seed)
+        effect[rows] = made.uns["scidiff"]["effects"].set_index("gene").loc[model.genes, "effect"]
+    return directions(cells, effect)
+
+
+def _table(found: Fates, group: np.ndarray) -> pd.DataFrame:
+    """Return one row per group of cells and end: mean probability and its interval."""
+    rows = []
+    for name in pd.unique(group):
+        cells = group == name
+        values = zip(found.names, *found.of(cells, level=LEVEL), strict=True)
+        rows += [(name, int(cells.sum()), *row) for row in values]
+    return pd.DataFrame(rows, columns=["group", "n", "end", "probability", "low", "high"])

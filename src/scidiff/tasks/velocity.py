@@ -1,0 +1,163 @@
+"""Velocity out: where the model takes each cell when RNA velocity pushes it, in the form that others read.
+
+A cell is placed by what the network makes of its molecules; the velocity of its genes, means over its neighbours
+there, tilts the molecules of one step (sampling.field), and the network looks again. What has changed is a velocity of
+all genes of the model, also of those of which unspliced molecules say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from scidiff.data.cells import read_cells
+from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
+from scidiff.errors import InputError
+from scidiff.integration.fate import transitions
+from scidiff.integration.velocity import N_COMPONENTS, N_NEIGHBORS, nearest, read_velocity
+from scidiff.model import TrainedModel
+from scidiff.sampling.field import displacement, log_tilt
+from scidiff.sampling.generate import CHUNK
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Cells as the network sees them.
+
+    Parameters
+    ----------
+    x
+        Counts, csr, shape (n_cells, n_genes), genes of the model.
+    level
+        log1p(CP10k) of what the network expects of each cell, shape (n_cells, n_genes): without what a gene's own
+        count says of it alone, which would put cells apart that only chance tells apart.
+    pca
+        Principal components of ``level``.
+    points
+        Coordinates of the cells in them, shape (n_cells, n_components).
+    """
+
+    x: sparse.csr_matrix
+    level: np.ndarray
+    pca: Any
+    points: np.ndarray
+
+
+def velocity(
+    model: TrainedModel,
+    adata: AnnData,
+    *,
+    dt: float = 1.0,
+    strength: float = 1.0,
+    n_neighbors: int = N_NEIGHBORS,
+    layer: str | None = None,
+    on_cells: Callable[[int], None] | None = None,
+) -> AnnData:
+    """Return cells with their velocity; see :meth:`scidiff.ScIDiff.velocity`."""
+    cells = placed(model, adata, layer=layer)
+    moved, source = moves(model, adata, cells, dt=dt, strength=strength, n_neighbors=n_neighbors, on_cells=on_cells)
+    out = with_places(adata, model, cells)
+    out.layers.update(counts=cells.x, denoised=cells.level, velocity=moved)
+    out.obsm["velocity_pca"] = directions(cells, moved)
+    out.obsp["T_fwd"] = transitions(
+        cells.points, direction=out.obsm["velocity_pca"], n_neighbors=min(n_neighbors, len(cells.points) - 1)
+    )
+    out.uns["scidiff"] = model.provenance(
+        "velocity",
+        {
+            "X": "observed, log1p(CP10k)",
+            "counts": "counts",
+            "denoised": "log1p(CP10k) of the rate expected from the other genes",
+            "velocity": "change of denoised per unit of time, 1 / splicing rate",
+        },
+        source=source,
+        dt=dt,
+        strength=strength,
+        n_neighbors=n_neighbors,
+    )
+    return out
+
+
+def moves(
+    model: TrainedModel,
+    adata: AnnData,
+    cells: Placed,
+    *,
+    dt: float = 1.0,
+    strength: float = 1.0,
+    n_neighbors: int = N_NEIGHBORS,
+    on_cells: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, str]:
+    """Return change of log1p(CP10k) per unit of time, shape (n_cells, n_genes), and the layers it is taken from."""
+    if not (np.isfinite(dt) and dt > 0 and np.isfinite(strength) and strength >= 0):
+        raise InputError(f"dt={dt}, strength={strength}: need a length above 0 and a strength from 0")
+    if n_neighbors < 1:
+        raise InputError(f"n_neighbors={n_neighbors}: need at least 1")
+    found = read_velocity(adata, genes=model.genes, neighbors=nearest(cells.points, n_neighbors))
+    cond = unlabelled(model, adata)
+    parts = []
+    for start in range(0, adata.n_obs, CHUNK):
+        rows = slice(start, min(start + CHUNK, adata.n_obs))
+        tilt = log_tilt(torch.from_numpy(found.s[rows]), torch.from_numpy(found.v[rows]), dt=dt)
+        x = torch.from_numpy(cells.x[rows].toarray())
+        device = model.posterior.device
+        step = displacement(
+            model.posterior, x.to(device), tilt.to(device), cond[rows].to(device), dt=dt, strength=strength
+        )
+        rate = np.expm1(cells.level[rows])
+        parts.append((np.log1p(rate * np.exp(step.cpu().numpy())) - cells.level[rows]) / np.float32(dt))
+        if on_cells is not None:
+            on_cells(rows.stop)
+    return np.concatenate(parts), found.source
+
+
+def placed(model: TrainedModel, adata: AnnData, *, layer: str | None = None) -> Placed:
+    """Return the cells as the network sees them."""
+    if model.standardizer is not None or not model.counted:
+        raise InputError("velocity and fate need a model trained on counts with thinning; this one has Gaussian noise")
+    cells = read_cells(adata, genes=model.genes, layer=layer)
+    model.refuse_cells(cells.scale, adata.obs_names[row_sums(abs(cells.x)) == 0])
+    cond = unlabelled(model, adata)
+    device = model.posterior.device
+    parts = []
+    for start in range(0, adata.n_obs, CHUNK):
+        rows = slice(start, min(start + CHUNK, adata.n_obs))
+        x = torch.from_numpy(cells.x[rows].toarray()).to(device)
+        with torch.no_grad():
+            expected = torch.softmax(model.posterior.expected(x, x.sum(dim=1), cond[rows].to(device)), dim=1)
+        parts.append(np.log1p(1e4 * expected.cpu().numpy()))
+    level = np.concatenate(parts)
+    n = min(N_COMPONENTS, min(level.shape) - 1)
+    if n < 1:
+        raise InputError(f"{adata.n_obs} cells and {len(model.genes)} genes: too few to tell a direction")
+    pca = fit_pca(level, n)
+    return Placed(cells.x, level, pca, pca.transform(level))
+
+
+def directions(cells: Placed, moved: np.ndarray) -> np.ndarray:
+    """Return changes of log1p(CP10k) in the cells' principal components, shape (n_cells, n_components)."""
+    return moved @ cells.pca.components_.T
+
+
+def unlabelled(model: TrainedModel, adata: AnnData) -> Any:
+    """Return conditions that say nothing: told the type of each cell, the network would keep the types apart."""
+    return model.vocabulary.encode(pd.DataFrame(index=adata.obs.index))
+
+
+def with_places(adata: AnnData, model: TrainedModel, cells: Placed) -> AnnData:
+    """Return the cells with observed log1p(CP10k) in X and their places in ``obsm["X_pca"]``."""
+    from anndata import AnnData
+
+    out = AnnData(log1p_cp10k(cells.x), obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(model.genes)))
+    out.obsm["X_pca"] = cells.points
+    out.varm["PCs"] = cells.pca.components_.T
+    return out

@@ -1,0 +1,144 @@
+"""``ScIDiff.velocity`` and ``ScIDiff.fate``: what they return is what other tools read, and what was planted."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scidiff as sd
+from scidiff.data import simulate
+from scidiff.evaluation.metrics import cross_boundary_direction
+from scidiff.integration.velocity import nearest
+
+SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    size = {"n_cells": 700, "n_genes": 150, "n_tfs": 20, "n_states": 4, "n_batches": 1, "control_share": 0.7}
+    few = {"n_perturbations": 12, "n_null": 2, "n_duplicates": 1, "n_combinations": 0}
+    return simulate(**size, **few, depth=3000, times=(72.0,), seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(simulation):
+    config = sd.TrainConfig(steps=80, batch_size=64, learning_rate=3e-3)
+    return sd.ScIDiff.fit(simulation.adata, SCHEMA, denoise_only=True, width=32, n_blocks=1, config=config)
+
+
+@pytest.fixture(scope="module")
+def controls(simulation):
+    return simulation.adata[simulation.adata.obs["perturbation"] == "control"].copy()
+
+
+@pytest.fixture(scope="module")
+def moving(model, controls):
+    return model.velocity(controls, layer="counts")
+
+
+@pytest.fixture(scope="module")
+def ends(simulation):
+    return {"cell_type": simulation.lab.terminal_states}
+
+
+def test_velocity_points_out_of_the_stem(moving, simulation):
+    branches = [("stem", end) for end in simulation.lab.terminal_states]
+    points, v = moving.obsm["X_pca"], moving.obsm["velocity_pca"]
+    found = cross_boundary_direction(points, v, moving.obs["cell_type"], branches, neighbors=nearest(points, 15))
+    assert np.mean(list(found.values())) > 0
+
+
+def test_velocity_is_in_the_form_that_others_read(moving, model, tmp_path):
+    assert moving.layers["velocity"].shape == moving.shape
+    assert np.isfinite(moving.layers["velocity"]).all()
+    np.testing.assert_allclose(moving.obsp["T_fwd"].sum(axis=1), 1)
+    assert moving.obsp["T_fwd"].min() >= 0
+    np.testing.assert_allclose(moving.layers["velocity"] @ moving.varm["PCs"], moving.obsm["velocity_pca"], atol=1e-4)
+    moving.write_h5ad(tmp_path / "moving.h5ad")
+    again = ad.read_h5ad(tmp_path / "moving.h5ad")
+    assert again.uns["scidiff"]["source"] == "spliced and unspliced"
+    assert again.uns["scidiff"]["scales"]["velocity"].startswith("change of denoised")
+
+
+def test_without_strength_nothing_moves(model, controls):
+    still = model.velocity(controls[:60], strength=0, n_neighbors=10, layer="counts")
+    np.testing.assert_allclose(still.layers["velocity"], 0, atol=1e-5)
+
+
+def test_cellrank_reads_it(moving):
+    cellrank = pytest.importorskip("cellrank")
+    import scanpy
+
+    cells = moving.copy()
+    scanpy.pp.neighbors(cells, use_rep="X_pca", n_neighbors=15)
+    own = cellrank.kernels.PrecomputedKernel("T_fwd", cells)
+    np.testing.assert_allclose(own.transition_matrix.sum(axis=1), 1)
+    theirs = cellrank.kernels.VelocityKernel(cells, xkey="denoised", vkey="velocity")
+    theirs.compute_transition_matrix(show_progress_bar=False)
+    np.testing.assert_allclose(theirs.transition_matrix.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_fate_is_that_of_the_simulator(model, controls, simulation, ends):
+    found = model.fate(controls, ends, n_rounds=4, n_neighbors=15, layer="counts")
+    table = found.uns["scidiff"]["fate"]
+    stem = table[table["group"] == "stem"].set_index("end")
+    truth = simulation.lab.fate()
+    assert (stem["probability"] - truth).abs().max() < 0.1
+    assert (stem["low"] <= stem["high"]).all()
+    np.testing.assert_allclose(found.obsm["fate"].sum(axis=1), 1, rtol=1e-5)
+    arrived = found.obs["cell_type"] == ends["cell_type"][0]
+    assert (found.obsm["fate"].loc[arrived, ends["cell_type"][0]] == 1).all()
+    again = model.fate(controls, ends, n_rounds=4, n_neighbors=15, layer="counts")
+    np.testing.assert_array_equal(found.obsm["fate"], again.obsm["fate"])
+
+
+@pytest.mark.filterwarnings("ignore::scidiff.errors.DataWarning")
+def test_fate_under_a_perturbation(model, simulation, ends, tmp_path):
+    null = simulation.lab.perturbations.query("is_null and type != 'drug'").index[0]
+    asked = {"perturbation": null, "dose": 1.0, "time": 72.0}
+    found = model.fate(simulation.adata, ends, to=asked, n_rounds=3, n_neighbors=15, layer="counts")
+    assert (found.obs["perturbation"] == "control").all()
+    table = found.uns["scidiff"]["fate"]
+    np.testing.assert_allclose(table["perturbed"] - table["probability"], table["change"], atol=1e-6)
+    assert {"perturbed_low", "perturbed_high", "change_low", "change_high"} <= set(table)
+    np.testing.assert_allclose(found.obsm["fate_perturbed"].sum(axis=1), 1, rtol=1e-5)
+    found.write_h5ad(tmp_path / "fate.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("ends", "options", "message"),
+    [
+        ({"cell_type": ["A1", "B2x"]}, {}, "no cell has cell_type 'B2x'"),
+        ({"cell_typ": ["A1", "B1"]}, {}, "no column 'cell_typ'"),
+        ({"cell_type": ["A1"]}, {}, "two ends"),
+        ({"cell_type": ["A1", "B1"]}, {"n_neighbors": 0}, "n_neighbors=0"),
+        ({"cell_type": ["A1", "B1"]}, {"to": {"perturbation": "nobody"}, "use_velocity": False}, "nobody"),
+    ],
+)
+def test_bad_requests(model, controls, ends, options, message):
+    with pytest.raises(sd.InputError, match=message):
+        model.fate(controls[:200], ends, layer="counts", **{"n_rounds": 2} | options)
+
+
+def test_velocity_needs_its_layers(model, controls):
+    bare = ad.AnnData(controls.X, obs=controls.obs, var=controls.var)
+    with pytest.raises(sd.InputError, match="no velocity in these cells"):
+        model.velocity(bare)
+
+
+def test_influence_is_one_molecule_more(model, controls):
+    import torch
+
+    one = controls[:1]
+    table = model.influence(one, ["TF003", "G0007"], layer="counts")
+    x = torch.from_numpy(one.layers["counts"].toarray())
+    cond = model.vocabulary.encode(model.labels_of(one, use=True))
+    more = x.clone()
+    more[0, model.genes.index("TF003")] += 1
+    with torch.no_grad():
+        logs = [torch.log_softmax(model.posterior.expected(y, x.sum(dim=1), cond), 1) for y in (more, x)]
+    np.testing.assert_allclose(table.loc["TF003"], (logs[0] - logs[1])[0], atol=1e-6)
+    assert list(table.columns) == model.genes
+    with pytest.raises(sd.InputError, match="'TF03' is not one of the model's genes"):
+        model.influence(one, ["TF03"], layer="counts")
