@@ -24,6 +24,7 @@ from scidiff.data.schema import Schema
 from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel
 from scidiff.phenotype import Phenotype
+from scidiff.streaming import CellFile, opened
 from scidiff.tasks import attribute, denoise, design, fate, generate, influence, predict, trajectory, velocity
 from scidiff.training import TrainConfig
 from scidiff.training.loop import Progress
@@ -39,7 +40,7 @@ class ScIDiff(TrainedModel):
     @classmethod
     def fit(
         cls,
-        adata: AnnData,
+        adata: AnnData | CellFile | str | Path,
         schema: Schema | None = None,
         *,
         noise: str | None = None,
@@ -60,7 +61,8 @@ class ScIDiff(TrainedModel):
         Parameters
         ----------
         adata
-            Raw counts (preferred) or log expression, cells x genes; read, never written.
+            Raw counts (preferred) or log expression, cells x genes; read, never written. Cells in memory, or the path
+            of an .h5ad or .zarr file with raw counts stored as csr, of which no more than a sample is held in memory.
         schema
             Roles of the obs columns; None for an atlas without conditions.
         noise
@@ -95,23 +97,24 @@ class ScIDiff(TrainedModel):
         InputError
             The data, the schema or a setting cannot be used; the message names it and the remedy.
         """
-        return fitting.fit(
-            cls,
-            adata,
-            schema,
-            noise=noise,
-            genes=genes,
-            layer=layer,
-            features=features,
-            modules=modules,
-            width=width,
-            n_blocks=n_blocks,
-            config=config,
-            denoise_only=denoise_only,
-            seed=seed,
-            checkpoint=checkpoint,
-            on_step=on_step,
-        )
+        with opened(adata) as cells:
+            return fitting.fit(
+                cls,
+                cells,
+                schema,
+                noise=noise,
+                genes=genes,
+                layer=layer,
+                features=features,
+                modules=modules,
+                width=width,
+                n_blocks=n_blocks,
+                config=config,
+                denoise_only=denoise_only,
+                seed=seed,
+                checkpoint=checkpoint,
+                on_step=on_step,
+            )
 
     def generate(
         self,
@@ -177,7 +180,7 @@ class ScIDiff(TrainedModel):
         labels: bool = True,
         genes: Sequence[str] | None = None,
         layer: str | None = None,
-        n_steps: int = 10,
+        n_steps: int = 20,
         seed: int = 0,
         on_cells: Callable[[int], None] | None = None,
     ) -> AnnData:
@@ -503,6 +506,7 @@ class ScIDiff(TrainedModel):
         network: pd.DataFrame | None = None,
         signatures: Signatures | None = None,
         targets: pd.DataFrame | None = None,
+        drug_names: pd.Series | None = None,
         direction: str = "mimic",
         pairs: bool = False,
         layer: str | None = None,
@@ -546,6 +550,8 @@ class ScIDiff(TrainedModel):
             least.
         targets
             What drugs bind, from :func:`scidiff.integration.read_drug_targets`, for a column ``known_targets``.
+        drug_names
+            From :func:`scidiff.integration.read_drug_names`: which names are of one drug, to find its targets by.
         direction
             "mimic": what would cause the phenotype; "reverse": what would undo it.
         pairs
@@ -570,6 +576,7 @@ class ScIDiff(TrainedModel):
             network=network,
             signatures=signatures,
             targets=targets,
+            drug_names=drug_names,
             direction=direction,
             pairs=pairs,
             layer=layer,

@@ -59,7 +59,7 @@ class Request:
     depth: float | np.ndarray | None = None
     labels: bool = True
     genes: Sequence[str] | None = None
-    n_steps: int = 10
+    n_steps: int = 20
     seed: int = 0
 
     def checked(self, model: TrainedModel, n_cells: int) -> Request:
