@@ -44,8 +44,6 @@ LINEAGES = {
     "Delta": ("Sst", "Hhex"),
     "Epsilon": ("Ghrl",),
 }
-#: clusters of the excerpt, by number
-CLUSTERS = ("Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine", "Beta", "Alpha", "Delta", "Epsilon")
 EDGES = [
     ("Ductal", "Ngn3 low EP"),
     ("Ngn3 low EP", "Ngn3 high EP"),
@@ -69,8 +67,6 @@ def trained(place: Path | None, name: str, *args: Any, **options: Any) -> sd.ScI
 def without_markers() -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Return the pancreas without the markers, spliced counts in X, and the markers per 10,000 of each lineage."""
     adata = sd.data.load("pancreas")
-    names = dict(zip("01234567", CLUSTERS, strict=True))
-    adata.obs["cell_type"] = [names.get(name, name) for name in adata.obs["cell_type"].astype(str)]
     depth = np.asarray(adata.layers["spliced"].sum(axis=1)).ravel()
     levels = {}
     for lineage, genes in LINEAGES.items():

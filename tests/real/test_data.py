@@ -113,3 +113,9 @@ def test_kang_variable_genes_are_those_of_the_usual_pipeline(folder):
 def test_human_and_mouse_genes_are_not_mixed_up(folder):
     with pytest.raises(InputError, match="same species"):
         read_cells(load("pancreas"), genes=[name.upper() for name in load("pancreas").var_names])
+
+
+def test_an_excerpt_keeps_the_names_of_its_clusters(real_data, monkeypatch):
+    """The pancreas has numbers in ``clusters``, which the original calls its cell types by, and names beside them."""
+    monkeypatch.setenv("SCIDIFF_DATA", str(real_data))
+    assert {"Ductal", "Pre-endocrine", "Epsilon"} <= set(load("pancreas").obs["cell_type"])

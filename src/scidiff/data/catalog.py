@@ -207,7 +207,7 @@ def load(name: str, *, progress: bool = True) -> AnnData:
         warnings.warn(f"{path} differs from the excerpt known as {name!r}", DataWarning, stacklevel=2)
     adata = _read(path)
     for old, new in entry.rename.items():
-        if old in adata.obs:
+        if old in adata.obs and not (path.name == entry.excerpt and new in adata.obs):  # excerpts may have our names
             adata.obs[new] = adata.obs.pop(old)
     for column, values in entry.values.items():
         if column in adata.obs:
