@@ -40,7 +40,7 @@ MEANING = {
     "weighted_connectivity": "weighted connectivity score",
     "zhang": "correlation of signed ranks",
     "enrichment": "enrichment of the drug's gene sets",
-    "consensus_rank": "order over all methods of the kind",
+    "consensus_rank": "order over several scores of the kind together",
     "direction": "mimic: would cause the phenotype; reverse: would undo it",
     "se": "standard error of the gain",
     "p_value": "of the first score",
