@@ -48,7 +48,8 @@ def folder(tmp_path_factory) -> Path:
     for i in range(4):
         drugs.iloc[10 * i : 10 * i + 10, i] += 2.0
     drugs.to_csv(out / "drugs.csv")
-    (out / "targets.csv").write_text("drug,target\na,EGFR\n")
+    (out / "targets.csv").write_text("drug,identifier,target\nAgent A,DB1,EGFR\n")
+    (out / "names.csv").write_text("DrugBank ID,Common name,Synonyms\nDB1,Agent A,A | Aone\n")
     return out
 
 
@@ -59,6 +60,7 @@ def run(*words: object) -> int:
 def test_table_page_and_cells_agree(folder, tmp_path, capsys):
     out, page, cells = tmp_path / "r.csv", tmp_path / "r.html", tmp_path / "r.h5ad"
     files = ["--network", folder / "net.csv", "--signatures", folder / "drugs.csv", "--targets", folder / "targets.csv"]
+    files += ["--drug-names", folder / "names.csv"]
     words = [folder / "model", folder / "asked.h5ad", "--out", out, *files, "--report", page, "--cells-out", cells]
     assert run(*words, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -91,7 +93,7 @@ def test_treatments_for_a_phenotype(folder, tmp_path, capsys):
     assert run(folder / "model", *asked, "--reverse", "--out", out) == 0
     assert "perturbation: B, A" in capsys.readouterr().out
     refused = {
-        "there is no file": [folder / "model", "--phenotype", tmp_path / "wishes.yaml"],
+        "cannot read the phenotype": [folder / "model", "--phenotype", tmp_path / "wishes.yaml"],
         "condition= belongs to phenotype=": [folder / "model", "--up", "G0", "--condition", "cell_type=T"],
         "takes one of": [folder / "model", *asked, "--up", "G0"],
         "as up= and down=": [folder / "model", *asked, "--network", folder / "net.csv"],

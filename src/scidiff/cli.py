@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from scidiff.data import Schema
     from scidiff.estimator import ScIDiff
+    from scidiff.streaming import CellFile
 
 app = typer.Typer(add_completion=False)
 
@@ -156,6 +157,14 @@ def train(
     noise: Annotated[str | None, typer.Option(help="thinning (for counts) or gaussian.")] = None,
     genes: Annotated[str | None, typer.Option(help="File of gene names, or a number of most variable ones.")] = None,
     layer: Layer = None,
+    on_disk: Annotated[
+        bool | None,
+        typer.Option(
+            "--on-disk/--in-memory",
+            help="Leave the cells in the file, of which memory holds a sample. Default: where they would fill memory.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of training at most.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     seed: Seed = 0,
@@ -170,7 +179,7 @@ def train(
             _model_place(out, unfinished, resume=resume)
         asked_genes = None if genes is None else read_genes(genes)
         table = None if features is None else read_table(features)
-        adata = read_h5ad(data)
+        adata = _cells_to_train(data, on_disk=on_disk)
 
         from dataclasses import replace
 
@@ -597,6 +606,9 @@ def attribute(
     targets: Annotated[
         Path | None, typer.Option(help="With --signatures: what drugs bind: DrugBank, drug2cell, a table.")
     ] = None,
+    drug_names: Annotated[
+        Path | None, typer.Option(help="With --targets: DrugBank's vocabulary, to know a drug by all its names.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also a page to search and sort the ranking (.html).")] = None,
     cells_out: Annotated[
         Path | None,
@@ -616,13 +628,14 @@ def attribute(
         if cells_out is not None and cells is None:
             raise InputError("--cells-out writes the cells of CELLS again; there are none")
         network, signatures = (_fetched(path, consent=download) for path in (network, signatures))
-        files = [path for path in (cells, reference, effect, phenotype, network, signatures, targets) if path]
+        given = [cells, reference, effect, phenotype, network, signatures, targets, drug_names]
+        files = [path for path in given if path]
         for place, suffix in ((out, ".csv"), (report, ".html"), (cells_out, ".h5ad")):
             if place is not None:
                 check_file_place(place, suffix, inputs=files)
         from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
-        from scidiff.integration import read_drug_targets, read_network, read_signatures
+        from scidiff.integration import read_drug_names, read_drug_targets, read_network, read_signatures
         from scidiff.phenotype import Phenotype, listed, read_signature
 
         adata = None if cells is None else read_h5ad(cells)
@@ -639,6 +652,7 @@ def attribute(
             network=edges,
             signatures=None if signatures is None else read_signatures(signatures),
             targets=None if targets is None else read_drug_targets(targets),
+            drug_names=None if drug_names is None else read_drug_names(drug_names),
             direction="reverse" if reverse else "mimic",
             pairs=pairs,
             layer=layer,
@@ -650,6 +664,7 @@ def attribute(
 
             sources = {"cells": cells, "effect": effect, "phenotype": phenotype, "reference": reference}
             sources |= {"model": model, "network": network, "signatures": signatures, "targets": targets}
+            sources |= {"drug names": drug_names}
             asked: dict[str, Any] = {name: path.name for name, path in sources.items() if path}
             asked |= {name: listed(genes) for name, genes in (("up", up), ("down", down)) if genes}
             asked |= {"condition": ", ".join(condition)} if condition else {}
@@ -1063,6 +1078,19 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records"))
 
 
+def _cells_to_train(data: Path, *, on_disk: bool | None) -> AnnData | CellFile:
+    """The cells of a file, or, where asked or where memory could not hold a training on them, the open file."""
+    if on_disk is False:
+        return read_h5ad(data)
+    from scidiff.streaming import CellFile
+
+    file = CellFile(data)
+    if on_disk or file.exceeds_memory:
+        return file
+    file.close()
+    return read_h5ad(data)
+
+
 # ---- unfinished runs -------------------------------------------------------------------------------------------------
 
 
@@ -1104,6 +1132,8 @@ def _content(path: Path) -> str:
     """A hash of what a file holds: a run must not go on with other data."""
     from scidiff.storage import file_hash
 
+    if path.is_dir():  # a zarr store
+        return " ".join(file_hash(part) for part in sorted(path.rglob("*")) if part.is_file())
     return file_hash(path)
 
 

@@ -514,8 +514,9 @@ class ScIDiff(TrainedModel):
         """Return which perturbations, regulators and drugs would cause a phenotype, the best of each kind first.
 
         One row per candidate: ``kind`` (perturbation, tf, drug), ``name``, ``rank`` within its kind by the first score,
-        ``consensus_rank`` over all scores of the kind but ``in_silico`` (:func:`scidiff.integration.consensus_rank`),
-        ``direction`` as it was asked for, a column per score, ``p_value``, ``fdr``, ``leading_genes`` and ``source``.
+        ``consensus_rank`` over all scores of the kind but ``mlm`` and ``in_silico``
+        (:func:`scidiff.integration.consensus_rank`), a column per score, ``direction`` as it was asked for,
+        ``p_value``, ``fdr``, ``leading_genes`` and ``source``.
 
         Perturbations are those of training (each dose on its own, written ``A @ 10``): ``posterior``, calibrated on the
         training cells, of the one behind the population (empirical-Bayes linear discriminant analysis, column ``lda``),

@@ -69,6 +69,21 @@ def test_columns(library, effect, programmes):
     assert sorted(table["consensus_rank"]) == list(range(1, 13))
 
 
+def test_targets_are_joined_by_identifiers_and_by_all_names_of_a_drug(library, effect):
+    targets = pd.DataFrame(
+        {"drug": ["Dactolisib", "drug 9", "ignored"], "identifier": ["DB11651", "DB9", "BRD-1"], "target": list("XYZ")}
+    )
+    names = pd.Series({"dactolisib": "DB11651", "drug10": "DB11651", "drug11": "DB0"})
+    known = rank_drugs(effect, library, targets=targets).set_index("name")["known_targets"]
+    assert (known["drug 10"], known["drug 9"]) == ("", "Y")
+    known = rank_drugs(effect, library, targets=targets, drug_names=names).set_index("name")["known_targets"]
+    assert (known["drug 10"], known["drug 9"], known["drug 11"]) == ("X", "Y", "")
+    table = library.table.assign(pert_id=np.where(library.table["name"] == "drug 9", "BRD-1", "-666"))
+    own = Signatures(library.values, GENES, table)
+    known = rank_drugs(effect, own, targets=targets).set_index("name")["known_targets"]
+    assert known["drug 9"] == "Z"  # an identifier goes before a name
+
+
 def test_scores_are_the_pure_functions(library, effect):
     table = (
         rank_drugs(effect, library, methods=["whitened_spearman", "cosine"], same_units=True)

@@ -11,6 +11,7 @@ from scipy import sparse, stats
 
 from scidiff.errors import InputError
 from scidiff.integration.activity import regulator_activity
+from scidiff.integration.ranking import consensus_rank
 from scidiff.integration.regulators import rank_regulators
 
 GENES = pd.Index([f"G{i}" for i in range(300)])
@@ -78,6 +79,17 @@ def test_a_planted_tf_is_first_with_its_targets(network, effect):
     without = rank_regulators(effect, network, leave_out=leading).set_index("name").loc["TF7"]
     assert without["n_targets"] == 5
     assert not set(without["leading_genes"].split(",")) & set(leading)
+
+
+def test_the_consensus_does_not_set_tfs_that_act_together_against_each_other(network, effect):
+    """Three TFs with the same targets but two each, all of them raised: what one explains, another one can."""
+    shared = [(name, gene, 1.0) for name in ("I", "J", "K") for gene in GENES[:20]]
+    own = [(name, GENES[20 + 2 * i + j], 1.0) for i, name in enumerate("IJK") for j in range(2)]
+    together = pd.concat([network, pd.DataFrame([*shared, *own], columns=network.columns)])
+    effect[GENES[:20]] += 1.0
+    table = rank_regulators(effect, together).set_index("name")
+    assert sorted(table["consensus_rank"][["I", "J", "K"]]) == [1, 2, 3]
+    assert (-table["mlm"].abs()).rank()[["I", "J", "K"]].max() > 3
 
 
 def draw_cells(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -166,5 +178,7 @@ def test_aucell_is_welch_on_the_activity_of_cells(network):
     assert table.loc[activity.columns, "aucell"].to_numpy() == pytest.approx(expected)
     assert table["aucell"].idxmax() == "TF18"
     assert table.loc["TF18", "consensus_rank"] == 1
+    agreeing = table[["ulm", "aucell"]].mul(np.sign(table["ulm"]), axis=0)
+    assert (table["consensus_rank"] == consensus_rank(agreeing)).all()
     assert "aucell" not in rank_regulators(effect, network)
     assert "aucell" not in rank_regulators(effect, network, cells=(treated, control), per_cell=False)

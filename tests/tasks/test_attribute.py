@@ -86,7 +86,7 @@ def test_the_treatment_that_brings_most_of_a_phenotype_comes_first(model):
     logged = [np.log1p(1e4 * x.X.toarray() / x.X.sum(axis=1)) for x in (truth, control)]
     change = np.asarray(logged[0].mean(axis=0) - logged[1].mean(axis=0)).ravel()
     assert table["gain"].iloc[0] == pytest.approx(change[:3].mean(), abs=4 * table["se"].iloc[0] + 0.05)
-    assert list(table.columns[:7]) == ["kind", "name", "rank", "consensus_rank", "direction", "gain", "se"]
+    assert list(table.columns[:7]) == ["kind", "name", "rank", "consensus_rank", "gain", "se", "direction"]
     assert (table["consensus_rank"] == table["rank"]).all()  # of one score
     undone = model.attribute(phenotype=sd.Phenotype(up=GENES[:3]), condition={"cell_type": "T"}, direction="reverse")
     assert named(undone)[-1] == "A @ 1"
@@ -148,8 +148,8 @@ def test_regulators_and_drugs_stand_in_the_same_table(model):
     assert tried[["aucell", "in_silico"]].notna().all(axis=None)
     assert tried["aucell"].idxmax() == "TFB"
     assert tried["in_silico"].abs().max() <= 1
-    assert list(table.columns[:5]) == ["kind", "name", "rank", "consensus_rank", "direction"]
-    assert list(table.columns[-4:]) == ["p_value", "fdr", "leading_genes", "source"]
+    assert list(table.columns[:4]) == ["kind", "name", "rank", "consensus_rank"]
+    assert list(table.columns[-5:]) == ["direction", "p_value", "fdr", "leading_genes", "source"]
 
 
 def test_a_saved_model_names_the_same(model, tmp_path):
@@ -181,6 +181,7 @@ def test_with_one_perturbation_there_is_no_question(tmp_path):
         ({"up": "G1"}, "take lists"),
         ({"up": ["G1"], "pairs": True}, "pairs= needs cells"),
         ({"up": ["G1"], "targets": pd.DataFrame()}, "targets= are shown beside drugs"),
+        ({"up": ["G1"], "drug_names": pd.Series({"x": "DB1"})}, "drug_names= join drugs with their targets"),
         ({"phenotype": sd.Phenotype(up=["G1"]), "targets": pd.DataFrame()}, "targets= are shown beside drugs"),
         ({"phenotype": sd.Phenotype(up=["G1"]), "network": pd.DataFrame()}, "name the genes of the phenotype"),
         ({"up": ["G1"], "reference": cells("B", "DMSO", 2)}, "reference= is what cells are compared with"),

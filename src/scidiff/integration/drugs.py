@@ -67,6 +67,7 @@ def rank_drugs(
     leave_out: Iterable[str] = (),
     min_overlap: int = MIN_OVERLAP,
     targets: pd.DataFrame | None = None,
+    drug_names: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Return the drugs of a library, the best first, one row each.
 
@@ -99,6 +100,9 @@ def rank_drugs(
         remains, that is an error.
     targets
         From :func:`~scidiff.integration.drug_targets.read_drug_targets`; joined by identifier, else by name.
+    drug_names
+        From :func:`~scidiff.integration.drug_targets.read_drug_names`: names of one drug, so that targets of
+        Dactolisib are those of BEZ-235.
 
     Raises
     ------
@@ -127,7 +131,7 @@ def rank_drugs(
         best = pd.Series(sign * library.score_each()).groupby(library.codes).idxmax()
         table["dose"] = list(signatures.table["dose"].iloc[best])
     if targets is not None:
-        table["known_targets"] = _targets_of(signatures.table, library.names, targets)
+        table["known_targets"] = _targets_of(signatures.table, library.names, targets, drug_names)
     table["source"] = signatures.source
     return table.sort_values("rank", ignore_index=True)
 
@@ -263,17 +267,24 @@ def _leading(query: np.ndarray, drugs: np.ndarray, genes: pd.Index) -> list[str]
     return leading
 
 
-def _targets_of(table: pd.DataFrame, names: pd.Index, targets: pd.DataFrame) -> list[str]:
+def _targets_of(table: pd.DataFrame, names: pd.Index, targets: pd.DataFrame, drug_names: pd.Series | None) -> list[str]:
     """Return the target genes of every drug, joined by any identifier that both tables have, else by name."""
+    known = {} if drug_names is None else drug_names.map(join_key).to_dict()
+
+    def keys(*said: object) -> list[str]:
+        """Return what a drug goes by, identifiers before names."""
+        plain = [join_key(str(one)) for one in said]
+        return [key for key in dict.fromkeys([known.get(one, "") for one in plain] + plain) if key]
+
     genes: dict[str, dict[str, None]] = {}
     for row in targets.itertuples():
-        for key in {join_key(row.identifier), join_key(row.drug)} - {""}:
+        for key in keys(row.identifier, row.drug):
             genes.setdefault(key, {})[row.target] = None
     identifiers = [column for column in IDENTIFIERS if column in table]
     first = table.drop_duplicates("name")
     first = first.set_index(first["name"].astype(str))
     joined = []
     for name in names:
-        keys = [join_key(str(first.at[name, column])) for column in identifiers] + [join_key(name)]
-        joined.append(",".join(next((genes[key] for key in keys if key in genes), {})))
+        own = keys(*(first.at[name, column] for column in identifiers), name)
+        joined.append(",".join(next((genes[key] for key in own if key in genes), {})))
     return joined

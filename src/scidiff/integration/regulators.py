@@ -2,7 +2,9 @@
 
 The univariate linear model (ULM; Badia-i-Mompel et al. 2022) regresses the effect ``e_g`` of the genes on the weights
 ``w_g`` of one TF's targets (0 elsewhere); the score is the t-value of the slope. The multivariate one (MLM) regresses
-on all TFs at once, which tells apart TFs that share targets, at the price of noise.
+on all TFs at once, which tells apart TFs that share targets, at the price of noise: it asks what a TF explains that no
+other one can. TFs that act together on the same genes (STAT1, STAT2 and IRF9 after interferon) are set against each
+other by it, so that it stands beside the others and has no part in the consensus.
 
 **p-values.** The t-value takes genes as independent. They are not: what is measured of them fluctuates together, cell
 by cell, and of control against control one TF in eleven is "significant" at 5 %. Every slope is a sum ``a'e`` over
@@ -51,10 +53,10 @@ def rank_regulators(
 
     Columns: ``kind`` ("tf"); ``name``; ``rank`` by the size of ``ulm``; ``ulm`` and ``mlm``, t-values, positive where
     the TF is more active; with ``cells`` also ``aucell``, Welch's t of the activity per cell, treated against control
-    (:mod:`~scidiff.integration.activity`); ``consensus_rank`` over these (:mod:`~scidiff.integration.ranking`), the
-    sign of ulm being the one to agree with; ``p_value``, two-sided, and ``fdr`` (Benjamini & Hochberg 1995) of ulm;
-    ``leading_genes``, the targets that speak most for the sign of ulm; ``n_targets``; ``source``: what the p-value
-    rests on, "cells" or "genes".
+    (:mod:`~scidiff.integration.activity`); ``consensus_rank`` over ulm and aucell
+    (:mod:`~scidiff.integration.ranking`), the sign of ulm being the one to agree with; ``p_value``, two-sided, and
+    ``fdr`` (Benjamini & Hochberg 1995) of ulm; ``leading_genes``, the targets that speak most for the sign of ulm;
+    ``n_targets``; ``source``: what the p-value rests on, "cells" or "genes".
 
     Parameters
     ----------
@@ -103,7 +105,8 @@ def rank_regulators(
         columns["mlm"] = _mlm(e, weights)
     if groups and per_cell:
         columns["aucell"] = _welch(*(activity_of(group, weights) for group in groups))
-    columns["consensus_rank"] = consensus_rank(pd.DataFrame(columns).mul(np.sign(ulm.t), axis=0))
+    alone = pd.DataFrame({name: score for name, score in columns.items() if name != "mlm"})
+    columns["consensus_rank"] = consensus_rank(alone.mul(np.sign(ulm.t), axis=0))
     table = pd.DataFrame({"kind": "tf", "name": names, "rank": 0, **columns, "p_value": p_value})
     table["fdr"] = false_discovery_control(p_value)
     table["leading_genes"] = _leading(e, weights, ulm.t, genes)

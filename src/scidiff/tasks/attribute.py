@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: columns of every ranking, in this order; those of single methods come between
-FIRST = ("kind", "name", "rank", "consensus_rank", "direction")
-LAST = ("p_value", "fdr", "leading_genes", "source")
+FIRST = ("kind", "name", "rank", "consensus_rank")
+LAST = ("direction", "p_value", "fdr", "leading_genes", "source")
 N_LEADING = 10
 #: regulators, the first by regression, that are tried in silico
 N_TRIED = 30
@@ -52,6 +52,7 @@ def attribute(
     network: pd.DataFrame | None = None,
     signatures: Signatures | None = None,
     targets: pd.DataFrame | None = None,
+    drug_names: pd.Series | None = None,
     direction: str = "mimic",
     pairs: bool = False,
     layer: str | None = None,
@@ -66,6 +67,8 @@ def attribute(
         raise InputError("reference= is what cells are compared with; give cells too")
     if targets is not None and signatures is None:
         raise InputError("targets= are shown beside drugs; give signatures= too")
+    if drug_names is not None and targets is None:
+        raise InputError("drug_names= join drugs with their targets; give targets= too")
     if phenotype is not None:
         if pairs or network is not None or signatures is not None:
             raise InputError("for regulators, drugs and pairs name the genes of the phenotype as up= and down=")
@@ -90,7 +93,14 @@ def attribute(
         tables.append(_regulators(model, question, network, direction=direction))
     if signatures is not None:
         tables.append(
-            rank_drugs(question.effect, signatures, direction=direction, leave_out=question.steered, targets=targets)
+            rank_drugs(
+                question.effect,
+                signatures,
+                direction=direction,
+                leave_out=question.steered,
+                targets=targets,
+                drug_names=drug_names,
+            )
         )
     table = pd.concat(tables, ignore_index=True)
     table["leading_genes"] = [",".join(genes) if isinstance(genes, list) else genes for genes in table["leading_genes"]]
@@ -150,8 +160,7 @@ def by_gain(
             }
         )
     table = pd.DataFrame(out).sort_values("gain", ascending=False, ignore_index=True)
-    table = table.assign(rank=np.arange(1, len(table) + 1), p_value=np.nan, fdr=np.nan)
-    return table[["kind", "name", "rank", "gain", "se", *LAST]]
+    return table.assign(rank=np.arange(1, len(table) + 1), p_value=np.nan, fdr=np.nan)
 
 
 @dataclass(frozen=True, eq=False)
