@@ -1,7 +1,8 @@
 """Training from cells to a model: check the cells, learn what is in closed form, train the networks, calibrate.
 
 Counts are learned twice by networks of one shape: weights for posterior means, stopped where held-out molecules are
-predicted best, and weights to sample with, trained until generated cells vary as real ones do.
+predicted best, and weights to sample with, trained until generated cells vary as real ones do. Of a file, the networks
+see all cells; what is learned in closed form is learned from as many of them as memory holds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from scidiff._version import __version__
 from scidiff.conditioning import Conditions, Vocabulary
@@ -29,6 +31,7 @@ from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, treatment_name, u
 from scidiff.models.anchor import Anchor
 from scidiff.phenotype import module_scores
 from scidiff.predictor import Predictor
+from scidiff.streaming import CellFile
 from scidiff.tasks.denoise import matched_sigma
 from scidiff.tasks.generate import calibrated_gain
 from scidiff.training import (
@@ -36,6 +39,7 @@ from scidiff.training import (
     ExpressionBatches,
     HeldOutCells,
     HeldOutMolecules,
+    StoredBatches,
     Subset,
     TrainConfig,
     train,
@@ -52,6 +56,8 @@ Model = TypeVar("Model", bound=TrainedModel)
 
 #: steps from which on a second opinion is worth hearing: at first the network believes that nothing has an effect
 LEAST_STEPS = 150
+#: of a file, what is learned in closed form is learned from at most so many cells, and so many values other than zero
+CELLS_IN_MEMORY, VALUES_IN_MEMORY = 50_000, 50_000_000
 #: what the library calls control cells
 CONTROL = "control"
 #: held-out cells with fewer of which the level of Gaussian noise is matched on training cells
@@ -60,7 +66,7 @@ MIN_CELLS_TO_MATCH = 50
 
 def fit(
     kind: type[Model],
-    adata: AnnData,
+    adata: AnnData | CellFile,
     schema: Schema | None = None,
     *,
     noise: str | None = None,
@@ -79,10 +85,14 @@ def fit(
     """Return a trained model, an object of class ``kind``; see :meth:`scidiff.ScIDiff.fit`."""
     schema = schema or Schema()
     schema.validate(adata)
+    if isinstance(adata, CellFile) and (noise == "gaussian" or modules):
+        what = "Gaussian noise needs" if noise == "gaussian" else "modules need"
+        raise InputError(f"{what} all cells in memory: read the file, or a sample of it, with anndata.read_h5ad")
     config = config or TrainConfig()
     config = config if seed is None else replace(config, seed=seed)
-    cells = read_cells(adata, schema, layer=layer)
-    cells = choose_genes(cells, genes)
+    read = _from_file if isinstance(adata, CellFile) else _in_memory
+    material = read(adata, schema, genes=genes, layer=layer, config=config)
+    cells, depth = material.cells, material.depth
     noise = noise or ("thinning" if cells.scale == "counts" else "gaussian")
     if noise not in PROCESSES:
         raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
@@ -91,18 +101,17 @@ def fit(
     if denoise_only and noise == "gaussian":
         raise InputError("denoise_only= is for thinning; with Gaussian noise one training serves all requests")
 
-    depth = row_sums(cells.x) if cells.scale == "counts" else None
     logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
     computed, weights = module_scores(logged, cells.genes, modules or {})
     scores = pd.concat([schema.module_scores(adata).reset_index(drop=True), computed], axis=1)
     schema = replace(schema, modules=(*schema.modules, *computed))
     if denoise_only and schema.modules:
         raise InputError("a model that only denoises is told of no modules; leave them or denoise_only out")
-    vocabulary, described = _learn(cells, schema, depth, features, scores)
+    vocabulary, described = _learn(material.conditions, schema, depth, features, scores)
     within = {name: scores[name].clip(*bounds).to_numpy() for name, bounds in vocabulary.modules.items()}
-    cond = vocabulary.encode(cells.conditions.assign(**within), depth=depth)
+    cond = vocabulary.encode(material.conditions.assign(**within), depth=depth)
     control = schema.is_control(cells.conditions)
-    task = (_count_task if noise == "thinning" else _expression_task)(cells, cond, control, config)
+    task = (_count_task if noise == "thinning" else _expression_task)(material, cond, control, config)
     predictor = Predictor.fit(
         cells.x, cells.conditions, schema, counts=cells.scale == "counts", features=features, seed=config.seed
     )
@@ -132,6 +141,8 @@ def fit(
             checkpoint=None if checkpoint is None else Path(checkpoint) / stage,
             on_step=None if on_step is None else _counted(on_step, before=sum(lengths[:i]), total=sum(lengths)),
         )
+    if material.stored is not None:
+        material.stored.close()
     model = kind(
         denoiser=denoiser,
         posterior=posterior if noise == "thinning" else denoiser,
@@ -139,7 +150,7 @@ def fit(
         genes=cells.genes,
         scale=cells.scale,
         standardizer=task.standardizer,
-        population=Population.of(cells.conditions, depth),
+        population=Population.of(material.conditions, depth),
         predictor=predictor,
         opinion=opinion,
         library=None if denoise_only else _library(cells, schema, seed=config.seed),
@@ -152,7 +163,7 @@ def fit(
             "width": width,
             "n_blocks": n_blocks,
             "n_features": 0 if described is None else described.shape[1],
-            "n_cells": cells.x.shape[0],
+            "n_cells": len(material.conditions),
             "gain": 1.0,
             "process": asdict(denoiser.process),
             "training": asdict(config),
@@ -169,7 +180,66 @@ def fit(
     return replace(model, settings=model.settings | {"gain": gain})
 
 
-# ---- what the networks learn from ------------------------------------------------------------------------------------
+# ---- what is learned from --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Material:
+    """The cells of a training: those in memory, and what networks and population are told of all."""
+
+    cells: Cells
+    #: conditions and depths of all cells; no depths where there are no counts
+    conditions: pd.DataFrame
+    depth: np.ndarray | None
+    #: rows of the cells in memory among all
+    rows: np.ndarray | slice
+    #: all cells, where they are in a file, and of those in memory the molecules kept and held out
+    stored: StoredBatches | None = None
+    parts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None = None
+
+
+def _in_memory(
+    adata: AnnData, schema: Schema, *, genes: Sequence[str] | int | None, layer: str | None, config: TrainConfig
+) -> _Material:
+    """Return the cells of an AnnData."""
+    del config
+    cells = choose_genes(read_cells(adata, schema, layer=layer), genes)
+    return _Material(cells, cells.conditions, row_sums(cells.x) if cells.scale == "counts" else None, slice(None))
+
+
+def _from_file(
+    file: CellFile, schema: Schema, *, genes: Sequence[str] | int | None, layer: str | None, config: TrainConfig
+) -> _Material:
+    """Return the cells of a file: see :data:`CELLS_IN_MEMORY`. Reads it twice, and again where genes are chosen."""
+    counts = file.choose(None, layer=layer, csr_only=True)
+    if counts.scale != "counts":
+        raise InputError(f"{file.path} holds no counts but log expression: read it with anndata.read_h5ad")
+    conditions = schema.table(file)
+    n = min(CELLS_IN_MEMORY, VALUES_IN_MEMORY * len(counts) // max(counts.n_values, 1))
+    rows = _evenly(conditions, n, seed=config.seed)
+
+    def gathered() -> _Material:
+        stored = StoredBatches(counts, held_out=config.heldout, seed=config.seed)
+        kept, held, depth = stored.gather(rows)
+        if empty := int((depth == 0).sum()):
+            raise InputError(f"{empty} cells have no molecule of the {len(counts.genes)} genes chosen; choose more")
+        cells = Cells(sparse.csr_matrix(kept + held), counts.genes, conditions.iloc[rows], "counts")
+        return _Material(cells, conditions, depth, rows, stored, (kept, held))
+
+    material = gathered()
+    if genes is None:
+        return material
+    counts = counts.of_genes(choose_genes(material.cells, genes).genes)
+    return gathered()
+
+
+def _evenly(conditions: pd.DataFrame, n: int, *, seed: int) -> np.ndarray:
+    """Return ``n`` rows at random in their order: of every condition as many, or all it has."""
+    order = np.random.default_rng(seed).permutation(len(conditions))
+    if conditions.shape[1]:
+        key = pd.factorize(pd.MultiIndex.from_frame(conditions.astype(object)))[0]
+        order = order[np.argsort(pd.Series(order).groupby(key[order]).cumcount().to_numpy(), kind="stable")]
+    return np.sort(order[:n])
 
 
 @dataclass(frozen=True)
@@ -185,22 +255,25 @@ class _Task:
     unseen: np.ndarray | tuple[()] = ()
 
 
-def _count_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+def _count_task(material: _Material, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
     """Thinning: a share of the molecules of every cell is held out."""
-    kept, held = split_molecules(cells.x, held_out=config.heldout, seed=config.seed)
-    batches = CountBatches(kept)
-    anchor = Anchor.fit(kept, cond, control=control, counts=True)
+    split = material.parts or split_molecules(material.cells.x, held_out=config.heldout, seed=config.seed)
+    kept, held = split
+    in_memory, known = CountBatches(kept), cond[material.rows]
+    batches = material.stored or in_memory
+    anchor = Anchor.fit(kept, known, control=control, counts=True)
     if not held.nnz:
         return _Task(batches, cond, None, anchor)
     judges = [
-        HeldOutMolecules(batches, told, CountBatches(held), seed=config.seed, noisy=noisy)
-        for told, noisy in ((cond, True), (cond.drop(*cond.modules), False))
+        HeldOutMolecules(in_memory, told, CountBatches(held), seed=config.seed, noisy=noisy)
+        for told, noisy in ((known, True), (known.drop(*known.modules), False))
     ]
     return _Task(batches, cond, judges[0], anchor, posterior_judge=judges[1])
 
 
-def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
+def _expression_task(material: _Material, cond: Conditions, control: np.ndarray, config: TrainConfig) -> _Task:
     """Gaussian noise: standardised log expression, a share of the cells is held out."""
+    cells = material.cells
     logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
     anchor = Anchor.fit(logged, cond, control=control, counts=False)
     # the network works around the anchor: there, not around the overall mean, genes shall have unit variance
@@ -220,11 +293,15 @@ def _expression_task(cells: Cells, cond: Conditions, control: np.ndarray, config
 
 
 def _learn(
-    cells: Cells, schema: Schema, depth: np.ndarray | None, features: pd.DataFrame | None, modules: pd.DataFrame
+    table: pd.DataFrame,
+    schema: Schema,
+    depth: np.ndarray | None,
+    features: pd.DataFrame | None,
+    modules: pd.DataFrame,
 ) -> tuple[Vocabulary, torch.Tensor | None]:
     """Vocabulary, and features of the parts in its order, standardised."""
     extra = () if features is None else tuple(map(str, features.index))
-    vocabulary = Vocabulary.learn(cells.conditions, schema, depth=depth, extra_parts=extra, modules=modules)
+    vocabulary = Vocabulary.learn(table, schema, depth=depth, extra_parts=extra, modules=modules)
     if features is None:
         return vocabulary, None
     if missing := [part for part in vocabulary.parts if part not in set(extra)]:

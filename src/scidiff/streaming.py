@@ -7,12 +7,13 @@
 
 A file is judged as if it were in memory, before any work on it: what a matrix holds hangs on its smallest, its largest
 and its most fractional value, and those of all runs are seen in the first pass. Files are .h5ad or .zarr; ``obs`` and
-``var`` are held in memory, matrices never are.
+``var`` are held in memory, matrices never are. ``file[rows]`` is the same file with some of its cells.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import warnings
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 RUN = 1024
 #: values in one chunk of a stored dense matrix: one MiB, as HDF5 caches
 STORED_CHUNK = 1 << 18
+#: cells that are trained on in memory are there about five times: counts, both parts of their molecules, logarithms
+SHARE_OF_MEMORY = 1 / 8
 
 
 def runs(n: int) -> Iterator[slice]:
@@ -45,6 +48,11 @@ def runs(n: int) -> Iterator[slice]:
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def opened(cells: AnnData | CellFile | str | Path) -> contextlib.AbstractContextManager[AnnData | CellFile]:
+    """Return a context of cells: a path is opened as a :class:`CellFile`, and closed at the end."""
+    return CellFile(Path(cells)) if isinstance(cells, str | Path) else contextlib.nullcontext(cells)
 
 
 class CellFile:
@@ -75,11 +83,24 @@ class CellFile:
             self.var: pd.DataFrame = read_elem(self._group["var"])
         if not (len(self.obs) and len(self.var)):
             raise InputError(f"{path} is empty: {len(self.obs)} cells x {len(self.var)} genes")
+        self._rows: np.ndarray | None = None
+
+    def __getitem__(self, rows: np.ndarray | slice) -> CellFile:
+        """Return the same open file with some of its cells, in the order of the file."""
+        chosen = copy.copy(self)
+        rows = np.sort(np.arange(self.n_obs)[rows])
+        chosen.obs = self.obs.iloc[rows]
+        chosen._rows = rows if self._rows is None else self._rows[rows]
+        return chosen
 
     def __enter__(self) -> CellFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         _close(self._group)
 
     @property
@@ -87,15 +108,28 @@ class CellFile:
         """Number of cells."""
         return len(self.obs)
 
-    def choose(self, genes: Sequence[str], *, layer: str | None = None) -> StoredCells:
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.obs.index
+
+    @property
+    def exceeds_memory(self) -> bool:
+        """Whether training on its cells in memory could need more memory than the machine has."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with reading(self.path):
+            return sum(matrix.n_bytes for matrix in self._matrices().values()) > SHARE_OF_MEMORY * memory
+
+    def choose(self, genes: Sequence[str] | None, *, layer: str | None = None, csr_only: bool = False) -> StoredCells:
         """Return the cells with these genes: :func:`scidiff.data.cells.read_cells`, its warnings and its errors.
 
-        Reads the matrix once, from end to end.
+        Reads the matrix once, from end to end. ``genes=None``: all that the matrix has. With ``csr_only``, matrices
+        that are not stored as csr are refused.
         """
         from anndata import AnnData
 
         stored = self._matrices()
-        surveys = {where: _Survey(matrix, genes) for where, matrix in stored.items()}
+        surveys = {where: _Survey(matrix, genes, csr_only=csr_only) for where, matrix in stored.items()}
         raw = None
         if "raw" in stored:
             raw = SimpleNamespace(X=surveys["raw"], var_names=stored["raw"].var.index)
@@ -112,42 +146,71 @@ class CellFile:
         empty = empty_cells(survey.highest[:, None], chosen.where, self.obs.index)
         for problem in (*name_problems(stand_in, chosen.genes), *empty):
             raise InputError(problem)
+        genes = list(chosen.genes) if genes is None else list(genes)
         # a cell in which every gene is seen says what there is to say of the genes
         read_cells(AnnData(np.ones((1, len(chosen.genes)), np.float32), var=matrix.var), genes=genes)
         scale: Literal["counts", "log1p"] = "counts" if chosen.scale == "counts" else "log1p"
         seen = survey.highest_wanted > (0.5 if scale == "counts" else 0)  # counts are rounded
-        return StoredCells(matrix, list(genes), scale=scale, empty=self.obs.index[~seen])
+        return StoredCells(matrix, genes, scale=scale, empty=self.obs.index[~seen], n_values=survey.n_values)
 
     def _matrices(self) -> dict[str, StoredMatrix]:
         """Return the matrices by the names that messages give them; none is read."""
         from anndata.io import read_elem
 
-        group, cells, found = self._group, self.obs.index, {}
+        group, found = self._group, {}
         with reading(self.path):
-            if "X" in group:
-                found["X"] = StoredMatrix("X", group["X"], cells, self.var, path=self.path)
-            for name in group.get("layers", ()):
-                found[_layer(name)] = StoredMatrix(_layer(name), group["layers"][name], cells, self.var, path=self.path)
-            if "raw" in group and "X" in group["raw"]:
-                var = read_elem(group["raw"]["var"])
-                found["raw"] = StoredMatrix("raw", group["raw"]["X"], cells, var, path=self.path)
-        return found
+            if _holds(group, "X"):
+                found["X"] = (group["X"], self.var)
+            found |= {_layer(name): (group["layers"][name], self.var) for name in group.get("layers", ())}
+            if _holds(group, "raw") and _holds(group["raw"], "X"):
+                found["raw"] = (group["raw"]["X"], read_elem(group["raw"]["var"]))
+        return {
+            where: StoredMatrix(where, matrix, self.obs.index, var, path=self.path, rows=self._rows)
+            for where, (matrix, var) in found.items()
+        }
 
 
 class StoredMatrix:
-    """A matrix on disk; rows of it come as csr or ndarray, as stored."""
+    """A matrix on disk, or the ``rows`` of it that belong to ``cells``; they come as csr or ndarray, as stored."""
 
-    def __init__(self, where: str, stored: Any, cells: pd.Index, var: pd.DataFrame, *, path: Path) -> None:
+    def __init__(
+        self,
+        where: str,
+        stored: Any,
+        cells: pd.Index,
+        var: pd.DataFrame,
+        *,
+        path: Path,
+        rows: np.ndarray | None = None,
+    ) -> None:
         self.where, self.cells, self.var, self.path = where, cells, var, path
-        self._stored = stored
+        self._stored, self._rows = stored, rows
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix | np.ndarray:
         with reading(self.path):
-            return self._by_rows[rows]
+            if self._rows is None:
+                return self._by_rows[rows]
+            wanted = self._rows[rows]
+            # stretches of the file, none long, so that cells far apart do not fetch all between them
+            pieces = np.split(wanted, np.flatnonzero(np.diff(wanted // RUN)) + 1)
+            parts = [self._by_rows[piece[0] : piece[-1] + 1][piece - piece[0]] for piece in pieces]
+        return sparse.vstack(parts, format="csr") if self.is_sparse else np.concatenate(parts)
 
     @property
     def is_sparse(self) -> bool:
         return not hasattr(self._stored, "shape")  # a sparse matrix is a group of three vectors
+
+    @property
+    def layout(self) -> str:
+        """How it is stored: csr, csc or dense."""
+        if not self.is_sparse:
+            return "dense"
+        return str(self._stored.attrs.get("encoding-type", "in an old format")).removesuffix("_matrix")
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in memory, in single precision."""
+        return 8 * self._stored["data"].shape[0] if self.is_sparse else 4 * int(np.prod(self._stored.shape))
 
     @cached_property
     def _by_rows(self) -> Any:
@@ -173,19 +236,35 @@ class StoredCells:
     """
 
     def __init__(
-        self, matrix: StoredMatrix, genes: list[str], *, scale: Literal["counts", "log1p"], empty: pd.Index
+        self,
+        matrix: StoredMatrix,
+        genes: list[str],
+        *,
+        scale: Literal["counts", "log1p"],
+        empty: pd.Index,
+        n_values: int,
     ) -> None:
         self._matrix, self.genes = matrix, genes
         self.scale = scale
         self.empty = empty  # names of cells that have none of the genes
+        self.n_values = n_values  # that are stored, or not zero, of all genes of the matrix
+
+    def __len__(self) -> int:
+        return len(self._matrix.cells)
+
+    def of_genes(self, genes: Sequence[str]) -> StoredCells:
+        """Return the same cells with some of their genes; which cells are then empty is not known."""
+        return StoredCells(self._matrix, list(genes), scale=self.scale, empty=self.empty, n_values=self.n_values)
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix | np.ndarray:
-        from anndata import AnnData
-
-        names = pd.DataFrame(index=self._matrix.cells[rows])
+        stored, names, var = self._matrix[rows], self._matrix.cells[rows], self._matrix.var
+        # an AnnData is slow to make where runs are many
+        adata: Any = SimpleNamespace(
+            X=stored, shape=stored.shape, obs=pd.DataFrame(index=names), obs_names=names, var=var, var_names=var.index
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # all was said when the file was judged
-            run = read_cells(AnnData(self._matrix[rows], obs=names, var=self._matrix.var), genes=self.genes, layer="X")
+            run = read_cells(adata, genes=self.genes, layer="X")
         # a run of log expression may happen to be all integers
         x: Any = run.x
         dense = self.scale == "log1p" and not self._matrix.is_sparse and sparse.issparse(x)
@@ -195,23 +274,34 @@ class StoredCells:
 class _Survey:
     """Stands for a stored matrix where one in memory is expected, and gives the values that tell what it holds."""
 
-    def __init__(self, matrix: StoredMatrix, genes: Sequence[str]) -> None:
-        self._matrix = matrix
-        places = matrix.var.index.get_indexer(list(genes)) if matrix.var.index.is_unique else np.array([], int)
-        self._places = places[places >= 0]
+    def __init__(self, matrix: StoredMatrix, genes: Sequence[str] | None, *, csr_only: bool = False) -> None:
+        self._matrix, self._csr_only = matrix, csr_only
+        self._places: np.ndarray | None = None
+        if genes is not None:
+            places = matrix.var.index.get_indexer(list(genes)) if matrix.var.index.is_unique else np.array([], int)
+            self._places = places[places >= 0]
+        self.n_values = 0
         #: largest absolute value of each cell, in all genes and in those asked for, shape (n_cells,)
         self.highest, self.highest_wanted = np.zeros(len(matrix.cells)), np.zeros(len(matrix.cells))
 
     def to_memory(self) -> np.ndarray:
         """Return the smallest, the largest and the most fractional value of each run of rows."""
         matrix, found = self._matrix, []
+        if self._csr_only and matrix.layout != "csr":
+            stored = {"dense": "as a dense matrix", "csc": "by genes (csc)"}.get(matrix.layout, matrix.layout)
+            raise InputError(
+                f"{matrix.where} of {matrix.path} is stored {stored}, and cells cannot be drawn from it quickly: "
+                "write the file with scipy.sparse.csr_matrix of it, or load the cells and train on them in memory"
+            )
         for rows in runs(len(matrix.cells)):
             x = load(matrix.where, matrix[rows], matrix.var.index, matrix.cells[rows]).x
             x = x.astype(np.float32) if x.dtype == bool else x
             values = stored_values(x)
             if values.size:
                 found += [values.min(), values.max(), values[np.abs(values - np.rint(values)).argmax()]]
-            self.highest[rows], self.highest_wanted[rows] = _highest(x), _highest(x[:, self._places])
+            self.n_values += len(x.data) if sparse.issparse(x) else int(np.count_nonzero(x))
+            self.highest[rows] = _highest(x)
+            self.highest_wanted[rows] = self.highest[rows] if self._places is None else _highest(x[:, self._places])
         return np.asarray(found)
 
 
@@ -325,6 +415,11 @@ def _check_zarr(path: Path) -> None:
         raise InputError(f"{path} is damaged or no zarr store: {type(error).__name__}") from error
     if not is_anndata:
         raise InputError(f"{path} is no zarr store of cells: it has no obs and var; write it with anndata's write_zarr")
+
+
+def _holds(group: Any, name: str) -> bool:
+    """Whether a group has this, and does not say that there is none."""
+    return name in group and getattr(group[name], "shape", ()) is not None
 
 
 def _layer(name: str) -> str:

@@ -14,16 +14,32 @@ from scidiff.models.sparse import csr_tensor
 
 
 class Batches(Protocol):
-    """What the loop needs of a matrix."""
+    """What the loop needs of the cells it trains on."""
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: np.ndarray) -> Tensor:
-        """Return these cells, shape (len(rows), n_genes)."""
+    def draw(self, n: int, *, step: int, rank: int, generator: torch.Generator) -> tuple[np.ndarray, Tensor]:
+        """Return the rows of the ``n`` cells of this step and process, and these cells, shape (n, n_genes)."""
         ...
 
 
-class CountBatches:
+class InMemory:
+    """Cells of which any can be had at once; those of a step are drawn at random."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Return these cells, shape (len(rows), n_genes)."""
+        raise NotImplementedError
+
+    def draw(self, n: int, *, step: int, rank: int, generator: torch.Generator) -> tuple[np.ndarray, Tensor]:
+        """Return ``n`` rows, with replacement, and their cells; ``generator`` knows of step and process."""
+        rows = torch.randint(len(self), (n,), generator=generator).numpy()
+        return rows, self.take(rows)
+
+
+class CountBatches(InMemory):
     """Counts, as CSR tensors: nothing is made dense, so memory does not grow with the number of cells."""
 
     def __init__(self, x: sparse.csr_matrix) -> None:
@@ -34,11 +50,10 @@ class CountBatches:
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Return counts of these cells as a CSR tensor."""
-        part = self.x[rows]
-        return csr_tensor(*map(torch.from_numpy, (part.indptr, part.indices, part.data)), part.shape[1])
+        return as_tensor(self.x[rows])
 
 
-class ExpressionBatches:
+class ExpressionBatches(InMemory):
     """Expression, standardised per gene, as dense tensors (for data without counts, or Gaussian noise on counts)."""
 
     def __init__(self, x: sparse.csr_matrix | np.ndarray, standardizer: Standardizer) -> None:
@@ -53,10 +68,10 @@ class ExpressionBatches:
         return torch.from_numpy(np.asarray(self.standardizer.transform(self.x[rows]), dtype=np.float32))
 
 
-class Subset:
+class Subset(InMemory):
     """Some cells of a matrix, without copying it."""
 
-    def __init__(self, cells: Batches, rows: np.ndarray) -> None:
+    def __init__(self, cells: InMemory, rows: np.ndarray) -> None:
         self.cells, self.rows = cells, rows
 
     def __len__(self) -> int:
@@ -65,3 +80,8 @@ class Subset:
     def take(self, rows: np.ndarray) -> Tensor:
         """Return these of the cells chosen."""
         return self.cells.take(self.rows[rows])
+
+
+def as_tensor(x: sparse.csr_matrix) -> Tensor:
+    """Return a csr matrix as a CSR tensor."""
+    return csr_tensor(*map(torch.from_numpy, (x.indptr, x.indices, x.data)), x.shape[1])

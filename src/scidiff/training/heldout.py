@@ -16,7 +16,7 @@ from scidiff.conditioning import Conditions
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.sparse import depth_of
 from scidiff.models.thinning import multinomial_nll
-from scidiff.training.batches import Batches
+from scidiff.training.batches import InMemory
 from scidiff.training.randomness import step_generator
 
 #: cells looked at: enough for the mean loss, few enough to take little time
@@ -43,7 +43,7 @@ class HeldOutCells:
         Of the noise.
     """
 
-    def __init__(self, cells: Batches, cond: Conditions, rows: np.ndarray, *, seed: int) -> None:
+    def __init__(self, cells: InMemory, cond: Conditions, rows: np.ndarray, *, seed: int) -> None:
         self.cells, self.cond, self.rows, self.seed = cells, cond, rows[:MAX_CELLS], seed
 
     def __call__(self, denoiser: Denoiser) -> float:
@@ -77,7 +77,7 @@ class HeldOutMolecules:
         Whether what was kept is noised before the model sees it.
     """
 
-    def __init__(self, kept: Batches, cond: Conditions, held: Batches, *, seed: int, noisy: bool = True) -> None:
+    def __init__(self, kept: InMemory, cond: Conditions, held: InMemory, *, seed: int, noisy: bool = True) -> None:
         self.kept, self.cond, self.held, self.seed, self.noisy = kept, cond, held, seed, noisy
         self.rows = np.sort(np.random.default_rng(seed).permutation(len(kept))[:MAX_CELLS])
 

@@ -167,9 +167,8 @@ def train(
         if config.patience is not None and run.stale >= config.patience:
             break
         generator = step_generator(config.seed, step, accelerator.process_index)
-        rows = torch.randint(len(cells), (config.batch_size,), generator=generator).numpy()
+        rows, x = cells.draw(config.batch_size, step=step, rank=accelerator.process_index, generator=generator)
         batch_cond = forget(cond[torch.from_numpy(rows)], config.forget, generator=generator)
-        x = cells.take(rows)
         x_noisy, level = denoiser.process.noise(x, generator=generator)
 
         for group in optimizer.param_groups:

@@ -1,0 +1,140 @@
+"""Training from a file on disk: time and memory against the number of cells, and the straight line beside them.
+
+    python benchmarks/scale.py [--cells 10000 100000 1000000] [--genes 20000] [--steps 40] [--write TABLE.md]
+
+Files are simulated, csr without compression, about 600 molecules a cell; speed does not depend on biology. Each is read
+and trained on in a process of its own, whose largest memory is reported. *Reading* are the two passes before training
+(is it counts; depths and the sample of cells in memory); *feeding* is what minibatches reach without a network, kept
+molecules split from those held out; *training* are steps of the stage that denoises, with the model's default size; a
+pass over all cells takes as long as cells / training. From 50,000 cells on, memory holds a sample of so many, and grows
+only with what is known of each cell: names, conditions, depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from anndata.io import sparse_dataset, write_elem
+from throughput import fake_cells
+
+import scidiff as sd
+from scidiff.streaming import CellFile
+from scidiff.training import StoredBatches
+from scidiff.training.batches import Batches
+
+POOL, DEPTH = 4096, 600
+SCHEMA = sd.Schema(perturbation="drug", control="none", context="cell_type")
+
+
+def write(path: Path, n_cells: int, n_genes: int) -> None:
+    """Write a file of cells drawn from a pool, sorted by type and drug, a stretch at a time."""
+    rng = np.random.default_rng(0)
+    pool = fake_cells(POOL, n_genes, depth=DEPTH).X
+    pool.sum_duplicates()
+    kinds = np.arange(n_cells) * 40 // n_cells
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(kinds // 10, list("TBMN")),
+            "drug": pd.Categorical.from_codes(kinds % 10, ["none", *"ABCDEFGHI"]),
+        },
+        index=np.arange(n_cells).astype(str),
+    )
+    with h5py.File(path, "w") as file:
+        write_elem(file, "/", AnnData(obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)])))
+        for start in range(0, n_cells, POOL):
+            x = pool[rng.permutation(POOL)[: n_cells - start]]
+            if start:
+                sparse_dataset(file["X"]).append(x)
+            else:
+                write_elem(file, "X", x, dataset_kwargs={"indptr_dtype": np.int64})
+
+
+def measure(path: Path, steps: int) -> dict[str, float]:
+    """Return seconds, cells a second, and the largest memory of this process in GB."""
+    with CellFile(path) as file:
+        started = time.monotonic()
+        batches = StoredBatches(file.choose(None, csr_only=True), held_out=0.05, seed=0)
+        batches.gather(np.arange(0, len(batches), max(len(batches) // 50_000, 1)))
+        reading = time.monotonic() - started
+        feeding = feed(batches, 2 * 64 * batches.block_cells)
+        batches.close()
+    looks: list[float] = []
+    sd.ScIDiff.fit(
+        path,
+        SCHEMA,
+        denoise_only=True,
+        config=sd.TrainConfig(steps=steps * 4 // 3, evaluate_every=10**6),
+        on_step=lambda at: looks.append(time.monotonic()),
+    )
+    half = len(looks) // 2
+    each = (looks[-2] - looks[half]) / (len(looks) - 2 - half)  # the last step looks at what was held out
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"reading": reading, "feeding": feeding, "training": 512 / each, "memory": memory}
+
+
+def feed(batches: Batches, n_cells: int) -> float:
+    """Return the cells a second that minibatches reach."""
+    generator, started = torch.Generator(), time.monotonic()
+    steps = -(-min(n_cells, len(batches)) // 512)
+    for step in range(1, steps + 1):
+        batches.draw(512, step=step, rank=0, generator=generator)
+    return 512 * steps / (time.monotonic() - started)
+
+
+def main() -> None:
+    """Measure each size in a process of its own, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--genes", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, args.steps)))
+        return
+    rows = []
+    for n_cells in args.cells:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cells.h5ad"
+            write(path, n_cells, args.genes)
+            command = [sys.executable, __file__, "--one", str(path), "--steps", str(args.steps)]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append({"cells": n_cells, "file, GB": path.stat().st_size / 1e9} | json.loads(told.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    lines = [
+        f"Files of {args.genes:,} genes, {torch.get_num_threads()} threads.",
+        "",
+        "| cells | file, GB | reading, s | feeding, cells/s | training, cells/s | a pass, min | memory, GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        a_pass = row["cells"] / row["training"] / 60
+        lines.append(
+            f"| {row['cells']:,} | {row['file, GB']:.2f} | {row['reading']:.1f} | {row['feeding']:,.0f} "
+            f"| {row['training']:,.0f} | {a_pass:.1f} | {row['memory']:.2f} |"
+        )
+    if len(rows) > 1:
+        table = pd.DataFrame(rows)
+        slopes = {name: np.polyfit(table["cells"], table[name], 1) for name in ("reading", "memory")}
+        lines += ["", *(f"{name}: {b:.3g} + {1e6 * a:.3g} for each million cells" for name, (a, b) in slopes.items())]
+    text = "\n".join(lines)
+    print(text)
+    if args.write:
+        args.write.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
