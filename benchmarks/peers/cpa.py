@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from exchange import Unit, in_environment, run
 
-in_environment("cpa", "cpa-tools==0.8.8", "setuptools<81", python="python3.10")
+# its ray uses what pyarrow 21 removed; scvi-tools is what a resolver arrives at, which takes pip very long
+in_environment("cpa", "cpa-tools==0.8.8", "scvi-tools==0.20.3", "pyarrow<16", "setuptools<81", python="python3.10")
 
 MODEL = {
     "n_latent": 64,
@@ -105,4 +106,4 @@ def predict(unit: Unit, args) -> list:
 
 
 if __name__ == "__main__":
-    run(predict, epochs=500)
+    run(predict, package="cpa-tools", epochs=500)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,10 @@ class Unit:
         return perturbation.split(sep) if sep else [perturbation]
 
     def cells(self, source, x, condition: dict[str, Any]) -> Any:
-        """Return the log expression ``x`` of cells made from ``source``, labelled with the condition asked for."""
+        """Return the log expression ``x`` of cells made from ``source``, labelled with the condition asked for.
+
+        Values that no cell can have, below 0 or above log1p(1e4), become the nearest possible one.
+        """
         import anndata
         import numpy as np
         from scipy import sparse
@@ -80,7 +86,7 @@ class Unit:
             obs[self.columns[role]] = value
         name = "-".join(map(str, condition.values()))
         obs.index = [f"{self.name}-{name}-{cell}" for cell in source.obs_names]
-        x = sparse.csr_matrix(np.maximum(np.asarray(x, dtype=np.float32), 0))
+        x = sparse.csr_matrix(np.clip(np.asarray(x, dtype=np.float32), 0, np.float32(np.log1p(1e4))))
         return anndata.AnnData(x, obs=obs, var=source.var[[]])
 
 
@@ -108,8 +114,13 @@ def logged(adata) -> Any:
     return out
 
 
-def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], **settings: int) -> None:
-    """Predict every unit of the folder in the first argument, and write the file in the second."""
+def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], *, package: str, **settings: int) -> None:
+    """Predict every unit of the folder in the first argument, and write the file in the second.
+
+    Units that the file holds already are not predicted again. What each cost goes into a table beside it (OUT without
+    .h5ad, and .costs.csv): CPU-seconds and seconds of training and predicting, the peak memory of the process so far,
+    the version of the ``package``, and the settings.
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.split("\n")[0])
     parser.add_argument("export", type=Path, help="folder written by scidiff benchmark --task predict --export")
     parser.add_argument("out", type=Path, help="predicted cells, one h5ad file for all units")
@@ -117,9 +128,24 @@ def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], **settings: in
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     import anndata
+    import pandas as pd
 
-    made = []
+    tool = f"{package} {version(package)}"
+    chosen = ", ".join(f"{getattr(args, name)} {name}" for name in settings)
+    costs = args.out.with_suffix(".costs.csv")
+    made = [anndata.read_h5ad(args.out)] if args.out.exists() else []
+    spent = pd.read_csv(costs, dtype={"unit": str}).to_dict("records") if made else []
+    done = {row["unit"] for row in spent}
     for unit in units(args.export):
+        if unit.name in done:
+            continue
         print(unit.name, ", ".join(str(list(condition.values())) for condition in unit.asked), flush=True)
+        cpu, start = time.process_time(), time.perf_counter()
         made += predict(unit, args)
-    anndata.concat(made, join="outer", fill_value=0).write_h5ad(args.out, compression="gzip")
+        row = {"unit": unit.name, "train_cells": unit.train.n_obs}
+        row |= {"cpu_s": round(time.process_time() - cpu, 1), "seconds": round(time.perf_counter() - start, 1)}
+        row |= {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+        spent.append(row | {"tool": tool, "settings": chosen})
+        made = [anndata.concat(made, join="outer", fill_value=0)]
+        made[0].write_h5ad(args.out, compression="gzip")
+        pd.DataFrame(spent).to_csv(costs, index=False)

@@ -2,8 +2,9 @@
 
     python benchmarks/peers/scgen.py EXPORT scgen.h5ad [--epochs 100]
 
-Settings of pertpy's tutorial: 2 layers of 800, 100 latent, batches of 32, early stopping after 25 epochs. The vector is
-that of all training contexts together; perturbations that training cells do not have are left out.
+Settings of pertpy's tutorial: 2 layers of 800, 100 latent, batches of 32, early stopping after 25 epochs; log1p(CP10k)
+in and out. The vector is that of all contexts which have controls and treated cells, each with the same weight: a
+context of which only controls are known would bend it. Perturbations that training cells do not have are left out.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ in_environment("scgen", "pertpy==1.0.3", "scvi-tools[jax]", "statsmodels<0.15", 
 def predict(unit: Unit, args) -> list:
     """Return the predicted cells of one unit."""
     import pertpy
+    import scvi
 
-    column = unit.schema["perturbation"]
+    scvi.settings.seed = 0
+    column, control = unit.schema["perturbation"], unit.schema["control"]
     train, source = logged(unit.train), logged(unit.source)
     for adata in (train, source):
         adata.obs["_context"] = unit.contexts(adata).astype(str)
@@ -30,12 +33,17 @@ def predict(unit: Unit, args) -> list:
     for condition in unit.asked:
         if condition["perturbation"] not in set(train.obs[column]):
             continue
+        arms = train.obs[train.obs[column].isin([control, condition["perturbation"]])]
+        arms = arms.groupby("_context")[column].nunique()
         cells, _ = model.predict(
-            ctrl_key=unit.schema["control"], stim_key=condition["perturbation"], adata_to_predict=source
+            ctrl_key=control,
+            stim_key=condition["perturbation"],
+            adata_to_predict=source,
+            restrict_arithmetic_to={"_context": list(arms.index[arms == 2])},
         )
         made.append(unit.cells(unit.source, cells.X, condition))
     return made
 
 
 if __name__ == "__main__":
-    run(predict, epochs=100)
+    run(predict, package="pertpy", epochs=100)

@@ -94,3 +94,14 @@ def test_refusals(tmp_path):
     (tmp_path / "out" / "request.json").write_text("{")
     with pytest.raises(InputError, match="no benchmark to resume"):
         start(tmp_path, resume=True)
+
+
+def test_what_could_not_be_done_is_tried_again(tmp_path):
+    def missing():
+        raise ImportError("no such package")
+
+    start(tmp_path).once("part", 0, "one", missing)
+    results = start(tmp_path, resume=True)
+    results.once("part", 0, "one", rows)
+    assert results.rows("part")["value"].notna().all()
+    assert len(results.rows("part")) == len(rows())

@@ -86,13 +86,17 @@ class Results:
     def once(self, part: str, split: int, methods: str | Sequence[str], work: Callable[[], pd.DataFrame]) -> None:
         """Do a piece of work unless its rows are there; add them and write the table.
 
+        What none of the methods could do before is tried again: what was missing may have been installed since.
+
         ``work`` returns columns ``metric`` and ``value``, with several methods ``method`` (one of them), and, if it
         likes, ``seconds`` (default: those of all the work) and ``note``; further columns are kept. What a method cannot
         do (ImportError, InputError) is a row without a value, the reason its note.
         """
         methods = [methods] if isinstance(methods, str) else list(methods)
-        if all(len(self.rows(part, split=split, method=method)) for method in methods):
+        there = [self.rows(part, split=split, method=method) for method in methods]
+        if all(len(rows) for rows in there) and any(rows["value"].notna().any() for rows in there):
             return
+        self.table = self.table.drop(index=[row for rows in there for row in rows.index]).reset_index(drop=True)
         start = time.perf_counter()
         try:
             made = work()
