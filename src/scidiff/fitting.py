@@ -101,7 +101,7 @@ def fit(
     if denoise_only and noise == "gaussian":
         raise InputError("denoise_only= is for thinning; with Gaussian noise one training serves all requests")
 
-    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    logged = log1p_cp10k(cells.x) if modules and cells.scale == "counts" else cells.x  # for modules only
     computed, weights = module_scores(logged, cells.genes, modules or {})
     scores = pd.concat([schema.module_scores(adata).reset_index(drop=True), computed], axis=1)
     schema = replace(schema, modules=(*schema.modules, *computed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import numpy as np
@@ -23,15 +24,15 @@ class Batches(Protocol):
         ...
 
 
-class InMemory:
+class InMemory(ABC):
     """Cells of which any can be had at once; those of a step are drawn at random."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def take(self, rows: np.ndarray) -> Tensor:
         """Return these cells, shape (len(rows), n_genes)."""
-        raise NotImplementedError
 
     def draw(self, n: int, *, step: int, rank: int, generator: torch.Generator) -> tuple[np.ndarray, Tensor]:
         """Return ``n`` rows, with replacement, and their cells; ``generator`` knows of step and process."""
