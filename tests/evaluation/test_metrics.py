@@ -248,6 +248,16 @@ def test_auc_is_a_half_for_one_population_and_one_for_two():
     assert metrics.auc(rng.normal(size=(200, 5)), rng.normal(size=(200, 5)) + 4) > 0.99
 
 
+@pytest.mark.parametrize(("apart", "least", "most"), [(0.0, 0.45, 0.55), (4.0, 0.99, 1.0)])
+def test_knn_auc_is_a_half_for_one_population_and_one_for_two(apart, least, most):
+    rng = np.random.default_rng(0)
+    scores = [
+        metrics.knn_auc(rng.normal(size=(150, 5)), rng.normal(size=(200, 5)) + apart, seed=seed) for seed in range(4)
+    ]
+    assert least < np.mean(scores) <= most
+    assert np.isnan(metrics.knn_auc(rng.normal(size=(7, 5)), rng.normal(size=(200, 5))))
+
+
 def test_auc_sees_a_difference_of_shape_only(rng):
     """Same mean and covariance, other distribution: two clumps against one."""
     clumps = rng.choice([-1, 1], size=(300, 1)) * np.ones((300, 1)) + 0.1 * rng.normal(size=(300, 1))

@@ -9,7 +9,8 @@ control cells::
 Rows beside those of methods say what scores mean: one half of the real cells in the place of a prediction (the
 ceiling), no change at all (the floor), and scIDiff told the true means: what it still loses there is error of shape,
 the rest is error of the mean. Told the means that its network predicts alone, it says what the closed form is worth.
-Genes are chosen on training cells, so every unit has its own.
+Genes are chosen on training cells, so every unit has its own. From few source cells several are drawn each, so that
+scores of means and correlations have 400 cells; distances between populations are means over draws.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from scidiff.data.schema import Schema
 from scidiff.data.splits import each_holdout, holdout
 from scidiff.data.states import find_states
 from scidiff.errors import DataWarning, InputError, closest
-from scidiff.evaluation.effects import MIN_CELLS, evaluate_effects
+from scidiff.evaluation.effects import DRAW, MIN_CELLS, MIN_DRAWN, evaluate_effects
 from scidiff.evaluation.shifts import SHIFTS, NoChange, Shift, SimilarityShift, controls_of
-from scidiff.files import whole_file
+from scidiff.files import whole_file, write_h5ad
 from scidiff.tasks.predict import OPINION_CELLS, generated_effect
 from scidiff.training import TrainConfig
 
@@ -240,24 +241,26 @@ def export_splits(
     if folder.exists():
         raise InputError(f"cannot write {folder}: it exists; choose another place")
     data = Screen.of(adata, schema, split=split, genes=genes, layer=layer)
-    places: list[Path] = []
-    for one in range(seed, seed + seeds):
-        for name in data.units:
-            try:
-                unit = data.unit(name, seed=one)
-            except InputError as error:
-                warnings.warn(f"{name} is left out: {error}", DataWarning, stacklevel=2)
-                continue
-            place = folder / f"{len(places):03d}"
-            place.mkdir(parents=True)
-            (place / "schema.json").write_text(json.dumps(schema.to_dict()))
-            for role, cells in (("train", unit.train), ("source", unit.source)):
-                cells = cells.copy()
-                cells.obs[HELD_OUT] = unit.label
-                cells.write_h5ad(place / f"{role}.h5ad", compression="gzip")
-            pd.DataFrame([condition for condition, _ in unit.asked]).to_csv(place / "asked.csv", index=False)
-            places.append(place)
-    return places
+    names: list[str] = []
+    with whole_file(folder) as part:
+        part.mkdir()
+        for one in range(seed, seed + seeds):
+            for name in data.units:
+                try:
+                    unit = data.unit(name, seed=one)
+                except InputError as error:
+                    warnings.warn(f"{name} is left out: {error}", DataWarning, stacklevel=2)
+                    continue
+                place = part / f"{len(names):03d}"
+                place.mkdir()
+                (place / "schema.json").write_text(json.dumps(schema.to_dict()))
+                for role, cells in (("train", unit.train), ("source", unit.source)):
+                    cells = cells.copy()
+                    cells.obs[HELD_OUT] = unit.label
+                    write_h5ad(place / f"{role}.h5ad", cells)
+                pd.DataFrame([condition for condition, _ in unit.asked]).to_csv(place / "asked.csv", index=False)
+                names.append(place.name)
+    return [folder / name for name in names]
 
 
 # ---- what is held out ------------------------------------------------------------------------------------------------
@@ -395,7 +398,7 @@ class Unit:
         made, refused = [], None
         for i, (condition, rows) in enumerate(self.asked):
             try:
-                cells = fitted.predict(self.source[rows].copy(), condition)
+                cells = fitted.predict(drawn_again(self.source[rows]), condition)
             except InputError as error:
                 refused = error
                 continue
@@ -418,6 +421,14 @@ class Unit:
             seed=self.seed,
             limits=limits,
         )
+
+
+def drawn_again(source: AnnData) -> AnnData:
+    """Return the cells as often as it takes to predict ``MIN_DRAWN`` cells from them; obs tells draws apart."""
+    from anndata import concat
+
+    n = -(-MIN_DRAWN // max(source.n_obs, 1))
+    return concat([source] * n, keys=range(n), label=DRAW, index_unique=", draw ", merge="same")
 
 
 def label_of(name: str, seed: int) -> str:

@@ -55,6 +55,8 @@ MIN_RANGE = 0.2  # of the way from floor to perfect that the ceiling must lie, o
 
 #: the metrics of predicted effects
 METRICS = tuple(name for name in BETTER if name not in ("auc", "zero_gap", "r2_mean"))
+#: obs column of predicted cells that were drawn several times from each source cell: which draw
+DRAW = "draw"
 
 
 def evaluate_effects(
@@ -80,8 +82,10 @@ def evaluate_effects(
     Parameters
     ----------
     predicted
-        Predicted cells, with the schema's columns (or their roles) in obs; one draw per source cell, since copies of a
-        cell inflate distances. A condition may be a single row, its mean: scores that need cells are NaN then.
+        Predicted cells, with the schema's columns (or their roles) in obs. Where each source cell was drawn several
+        times, the obs column ``draw`` tells the draws apart: distances between populations, which copies of a cell
+        inflate, are means over draws, all other scores are of all cells. A condition may be a single row, its mean:
+        scores that need cells are NaN then.
     real
         Measured cells that the method has not seen.
     source, control
@@ -130,7 +134,9 @@ def evaluate_effects(
         fit = sp.vstack([x["control"], x["real"][third]], format="csr")
         x["real"], tables["real"] = x["real"][~third], tables["real"][~third]
     transform = _components(fit, rng, seed)
-    sets = {name: Cells(matrix, transform(matrix)) for name, matrix in x.items()}
+    sets = {name: Cells(matrix, transform(matrix), np.zeros(matrix.shape[0], dtype=int)) for name, matrix in x.items()}
+    if DRAW in predicted.obs:
+        sets["predicted"] = sets["predicted"]._replace(draw=pd.factorize(predicted.obs[DRAW])[0])
     centroid = _training_centroid(reference, schema, shared, scored)
     cases = _cases(sets, tables, schema, [shared[i] for i in scored], centroid)
 
@@ -150,17 +156,23 @@ def evaluate_effects(
 
 
 class Cells(NamedTuple):
-    """Log expression ``x``, csr (n_cells, n_genes), and principal components ``pcs``, (n_cells, n_components)."""
+    """Log expression ``x``, csr (n_cells, n_genes), principal components ``pcs``, (n_cells, n_components), and which
+    draw of its source cell each is, (n_cells,)."""
 
     x: sp.csr_matrix
     pcs: np.ndarray
+    draw: np.ndarray
 
     @property
     def n(self) -> int:
         return len(self.pcs)
 
     def take(self, cells: np.ndarray) -> Cells:
-        return Cells(self.x[cells], self.pcs[cells])
+        return Cells(self.x[cells], self.pcs[cells], self.draw[cells])
+
+    def few(self) -> Cells:
+        """Return at most ``MAX_CELLS`` of the cells, evenly spread."""
+        return self.take(np.arange(0, self.n, -(-self.n // MAX_CELLS)))
 
 
 class Case(NamedTuple):
@@ -330,13 +342,13 @@ def _scores_of_one(case: Case) -> dict[str, float]:
     if not all(cells.n for cells in (case.predicted, case.real, case.source, case.control)):
         return dict.fromkeys((name for name in METRICS if name not in left_out), np.nan)
     predicted, real = case.predicted, case.real
-    few, few_real = (cells.pcs[:: -(-cells.n // MAX_CELLS)] for cells in (predicted, real))
     scores = effect_scores(predicted.x, case.source.x, real.x, case.control.x) | {
         "r2_var": metrics.r2_var(predicted.x, real.x),
         "corr_r2_hvg": metrics.corr_r2_hvg(predicted.x, real.x),
-        "energy": metrics.energy(few, few_real),
-        "mmd": metrics.mmd(few, few_real),
     }
+    draws = [predicted.take(np.flatnonzero(predicted.draw == draw)).few().pcs for draw in np.unique(predicted.draw)]
+    for metric in (metrics.energy, metrics.mmd, metrics.knn_auc):
+        scores[metric.__name__] = float(np.mean([metric(draw, real.few().pcs) for draw in draws]))
     if case.centroid is not None:
         away = [metrics.gene_means(cells.x) - case.centroid for cells in (predicted, real)]
         scores["pearson_delta_systema"] = metrics.pearson_delta(*away)

@@ -58,6 +58,7 @@ BETTER = {
     "corr_r2_hvg": "up",
     "energy": "0",
     "mmd": "0",
+    "knn_auc": ".5",
     "auc": ".5",
     "zero_gap": "0",
     "r2_mean": "up",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 
 from scidiff._version import __version__
 from scidiff.errors import InputError
+from scidiff.files import whole_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +34,7 @@ MEANING = {
     "direction_agreement": "share of changed genes that move the right way",
     "corr_responding": "gene-gene correlation among responding genes",
     "auc": "how well a classifier tells generated from real cells",
+    "knn_auc": "how well nearest neighbours tell generated from real cells",
     "energy": "energy distance of the two populations",
     "mmd": "kernel distance (MMD) of the two populations",
     "r2_var": "agreement of gene variances",
@@ -139,12 +140,8 @@ def write_page(path: str | Path, template: str, /, **content: Any) -> Path:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
     page = environment.get_template(template).render(content)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_text(page, encoding="utf-8")
     return path
 
 
