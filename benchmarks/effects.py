@@ -12,7 +12,8 @@ control cells and true against the other; a seed is one halving. Beside the clos
     papalexi    each replicate held out, replicates as contexts. pds asks which of the noisy true effects is nearest
                 to a prediction (L1). It rewards large predictions, noise included: mean shift x 1.5, x 5.
                 "named": which of the predictions is nearest to a true effect. "calibration": slope of true on predicted
-                effects, both less their mean over targets, 1 if predictions are as large as they should be
+                effects, both less their mean over targets, 1 if predictions are as large as they should be.
+                "as observed": as large as effects will look in a replicate of as many cells (Effect.as_observed)
     simulator   dose 1 of every drug, and 24 hours of all perturbations, against the noise-free truth; "limit": group
                 means without sampling noise, which leaves the error of the model; drugs never seen, by their features
 """
@@ -174,7 +175,11 @@ def papalexi(seeds: int) -> Iterator[Row]:
         train, source, test, control = parts_of(adata, split)
         model, base, z = fitted(train, schema), mean(control), mean(source)
         true = np.array([mean(test[test.obs["perturbation"] == name]) - base for name in names])
-        found = {CLOSED: [model.predict({"replicate": replicate}, (name,), control_mean=z).mean for name in names]}
+        effects = [model.predict({"replicate": replicate}, (name,), control_mean=z) for name in names]
+        found = {CLOSED: [effect.mean for effect in effects]}
+        found[f"{CLOSED}, as observed"] = [
+            effect.as_observed(sampling_of(model, name)) for effect, name in zip(effects, names, strict=True)
+        ]
         for method in (MeanShift, PerturbedMean):
             fit = method.fit(train, schema)
             asked = [{"perturbation": name, "replicate": replicate} for name in names]
@@ -190,6 +195,14 @@ def papalexi(seeds: int) -> Iterator[Row]:
             for metric in (metrics.pearson_delta, metrics.mse_delta):
                 each = [metric(*both) for both in zip(effects, true, strict=True)]
                 yield replicate, seed, method, metric.__name__, float(np.mean(each))
+
+
+def sampling_of(model: EffectModel, name: str) -> np.ndarray:
+    """Return the sampling variance of a perturbation's effect in a training context, the mean over those."""
+    measured = model.process.measured
+    rows = np.flatnonzero([parts == (name,) for parts in measured.rows["parts"]])
+    noise = measured.noise[rows] + measured.reference_noise[measured.rows["reference"].to_numpy(int)[rows]]
+    return noise.mean(axis=0)[:-1]
 
 
 # --- simulator ------------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def main() -> None:
         task, schema = TASKS[name], sd.data.schema_of(name)
         shared = {"split": args.split or task.split, "seeds": args.seeds, "genes": args.genes}
         if args.export is not None:
+            args.export.mkdir(exist_ok=True)
             places = export_splits(task.cells(name), schema, folder=args.export / name, **shared)
             print(*places, sep="\n")
             continue

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from scipy import sparse
 
 import scidiff as sd
 from scidiff.cli import main
+from scidiff.storage import file_hash
 
 TABLE = Path(__file__).with_name("bad_input.md")
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
@@ -73,6 +75,7 @@ class Box:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
+        self.taken: socket.socket | None = None
 
     def spoil(self, edit: Callable[[AnnData], AnnData | None]) -> str:
         """Change the cells in cells.h5ad; return the name of that file."""
@@ -111,10 +114,13 @@ class Box:
 
 
 @pytest.fixture
-def box(originals, tmp_path, monkeypatch) -> Box:
+def box(originals, tmp_path, monkeypatch) -> Iterator[Box]:
     folder = shutil.copytree(originals, tmp_path / "work")
     monkeypatch.chdir(folder)
-    return Box(folder, monkeypatch)
+    made = Box(folder, monkeypatch)
+    yield made
+    if made.taken is not None:
+        made.taken.close()
 
 
 # ---- the ways to spoil cells ----------------------------------------------------------------------------------------
@@ -401,6 +407,42 @@ def features(box: Box, text: str) -> list[str]:
     return train("--features", box.text("features.csv", text))
 
 
+def module(box: Box, name: str, sets: str, *words: str) -> list[str]:
+    return train("--module", f"{name}={box.text('sets.gmt', sets)}", *words)
+
+
+def fate(*ends: str, out: str = "out.h5ad") -> list[str]:
+    return ["fate", "model", "cells.h5ad", "--out", out, *(word for end in ends for word in ("--terminal", end))]
+
+
+def weights_of_a_stranger(box: Box) -> list[str]:
+    box.text("model/weights.safetensors", "none")
+    box.edit_json(
+        "model/manifest.json", weights_sha256=file_hash(Path("model/weights.safetensors")), manifest_sha256=None
+    )
+    return generate()
+
+
+def by_genes(cells: AnnData) -> None:
+    cells.X = cells.X.tocsc()
+
+
+def sparse_logs(cells: AnnData) -> None:
+    logged(cells)
+    cells.X = sparse.csr_matrix(cells.X)
+
+
+def beyond_the_genes(words: list[str]) -> list[str]:
+    with h5py.File("cells.h5ad", "a") as file:
+        file["X/indices"][3] = 30
+    return words
+
+
+def port_in_use(box: Box) -> list[str]:
+    box.taken = socket.create_server(("127.0.0.1", 0))  # closed with the box
+    return ["studio", "model", "--no-browser", "--port", str(box.taken.getsockname()[1])]
+
+
 CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     # files
     "no file": lambda box: ["check", "missing.h5ad"],
@@ -462,6 +504,21 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "features without commas": lambda box: features(box, "drug size\nA 1\nB 2\n"),
     "features twice": lambda box: features(box, "drug,size\nA,1\nA,2\nB,3\n"),
     "features missing": lambda box: features(box, "drug,size\nA,1\nC,2\n"),
+    "endless dose": lambda box: train(
+        "--dose", "amount", data=box.spoil(lambda cells: cells.obs.__setitem__("amount", "1e999999999 uM"))
+    ),
+    "on disk by genes": lambda box: train("--on-disk", data=box.spoil(by_genes)),
+    "on disk, dense": lambda box: train("--on-disk", data=box.spoil(logged)),
+    "on disk, logs": lambda box: train("--on-disk", data=box.spoil(sparse_logs)),
+    "on disk, damaged": lambda box: beyond_the_genes(train("--on-disk")),
+    "on disk, Gaussian noise": lambda box: train("--on-disk", "--noise", "gaussian"),
+    "on disk, modules": lambda box: module(box, "IFN", "IFN\tna\tG1\tG2\tG3\n", "--on-disk"),
+    "module of no column": lambda box: train("--module", "IFN"),
+    "module of words": lambda box: train("--module", "amount"),
+    "module named as a role": lambda box: train("--module", "dose"),
+    "module without a file": lambda box: train("--module", "IFN=sets.gmt"),
+    "module not in its file": lambda box: module(box, "IFN", "IFNG\tna\tG1\tG2\tG3\n"),
+    "module of other genes": lambda box: module(box, "IFN", "IFN\tna\tG1\tA\tB\tC\n"),
     # the command line
     "unknown verb": lambda box: ["trian", "cells.h5ad"],
     "unknown option": lambda box: train("--perturbatoin", "drug"),
@@ -487,6 +544,11 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "weights damaged": model_weights_damaged,
     "weights missing": model_weights_missing,
     "newer version": model_newer,
+    "manifest changed": lambda box: box.edit_json("model/manifest.json", scale="log1p") or generate(),
+    "weights of a stranger": weights_of_a_stranger,
+    "part of a manifest missing": lambda box: (
+        box.edit_json("model/manifest.json", genes=None, manifest_sha256=None) or generate()
+    ),
     "save over something else": lambda box: partial(fitted().save, "cells.h5ad"),
     # requests
     "unknown context": lambda box: generate("--condition", "cell_type=CD4"),
@@ -539,6 +601,17 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "a path along no attribute": lambda box: trajectory("--along", "time=0:1"),
     "a path of treated cells": lambda box: trajectory("--to", "drug=A", "--where", "drug=A"),
     "a path to an unknown context": lambda box: trajectory("--to", "cell_type=NK"),
+    "a path of no steps": lambda box: trajectory("--to", "drug=A", "--steps", "0"),
+    "a path that grows under a drug": lambda box: trajectory("--to", "drug=A", "--growth", "2"),
+    "a path over its input": lambda box: trajectory("--to", "drug=A", out="cells.h5ad"),
+    # fates
+    "a fate with one end": lambda box: fate("cell_type=CD4 T"),
+    "a fate that no cell has": lambda box: fate("cell_type=NK", "cell_type=CD4 T"),
+    "a fate in no column": lambda box: fate("celltype=A", "celltype=B"),
+    "fates of two columns": lambda box: fate("drug=A", "cell_type=CD4 T"),
+    "all have ended": lambda box: fate("cell_type=CD4 T", "cell_type=CD8 T"),
+    "fates of one round": lambda box: [*fate("drug=A", "drug=B"), "--rounds", "1"],
+    "fates over their input": lambda box: fate("drug=A", "drug=B", out="cells.h5ad"),
     # design
     "design nothing": lambda box: design(),
     "gene to design unknown": lambda box: design("--up", "g29"),
@@ -546,6 +619,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "level out of range": lambda box: design("--up", "G1=50"),
     "no wish": lambda box: design("--up", "=2"),
     "up and down": lambda box: design("--up", "G1", "--down", "G1"),
+    "line break in a wish": lambda box: design("--up", "G1\rG2"),
     "clamp without level": lambda box: design("--clamp", "G1"),
     "clamped and steered": lambda box: design("--up", "G1", "--clamp", "G1=0"),
     "clamped beyond a cell": lambda box: design("--clamp", "G1=9", "--clamp", "G2=9"),
@@ -591,9 +665,10 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
         "--effect", box.text("e.csv", "gene,change\nG1,2\n"), out="e.csv"
     ),
     "a public network not fetched": lambda box: box.no_cache() or attribute("--up", "G1", "--network", "collectri"),
-    "targets without signatures": lambda box: attribute(
-        "--up", "G1", "--targets", box.text("t.csv", "drug,target\nA,G1\n")
-    ),
+    "too few targets": lambda box: attribute("--up", "G1", "--targets", box.text("t.csv", "drug,target\nA,G1\n")),
+    "doses without signatures": lambda box: attribute("--up", "G1", "--each-dose"),
+    "tables without signatures": lambda box: attribute("--up", "G1", "--gene-table", box.text("g.txt", "gene_id\n1\n")),
+    "cells given and to be made": lambda box: attribute("cells.h5ad", "--design", box.text("w.yaml", "up: [G1]\n")),
     "cells to write, none given": lambda box: attribute("--up", "G1", "--cells-out", "again.h5ad"),
     "report as table": lambda box: attribute("--up", "G1", "--report", "page.csv"),
     "attributed into a folder": lambda box: attribute("--up", "G1", out="model"),
@@ -627,6 +702,11 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     # data sets
     "unknown data set": lambda box: partial(sd.data.load, "kang"),
     "no network": data_without_network,
+    # the studio
+    "studio of no model": lambda box: ["studio", "modle", "--no-browser"],
+    "studio of no cells": lambda box: ["studio", "model", "missing.h5ad", "--no-browser"],
+    "studio at a port in use": port_in_use,
+    "studio at no port": lambda box: ["studio", "model", "--port", "70000"],
 }
 
 
@@ -640,7 +720,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 def test_table_and_functions_agree():
     names = [name for name, *_ in table_rows()]
-    assert len(names) == len(set(names)) >= 30
+    assert len(names) == len(set(names)) >= 60
     assert names == list(CASES)
 
 

@@ -233,6 +233,21 @@ def test_trajectory_is_what_python_does(box, tmp_path, capsys):
     assert "unknown attribute 'time'" in capsys.readouterr().err
 
 
+def test_cells_follow_velocity_as_in_python(box, tmp_path, capsys):
+    cells = screen()
+    cells.layers["Ms"] = cells.X.toarray()
+    cells.layers["velocity"] = np.random.default_rng(0).normal(size=cells.shape)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    words = [box / "model", tmp_path / "cells.h5ad", "--out", tmp_path / "flow.h5ad", "--velocity", 2, "--steps", 2]
+    told = answer(capsys, "trajectory", *words, "--where", "drug=DMSO")
+    made = anndata.read_h5ad(tmp_path / "flow.h5ad")
+    expected = sd.ScIDiff.load(box / "model").trajectory(cells, velocity=2, where={"drug": "DMSO"}, steps=2)
+    assert (made.layers["counts"] != expected.layers["counts"]).nnz == 0
+    assert told["stops"] == [0, 2]
+    assert run("trajectory", *words, "--to", "perturbation=A") == 1
+    assert "without to=" in capsys.readouterr().err
+
+
 def test_fate_is_what_python_does(box, tmp_path, capsys):
     cells = screen()
     cells.obs["state"] = np.random.default_rng(0).choice(["way", "way", "left", "right"], cells.n_obs)
@@ -402,7 +417,7 @@ def test_interrupted_before_there_is_anything_to_keep(place, monkeypatch, capsys
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_training(place, monkeypatch, capsys):
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

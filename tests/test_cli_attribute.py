@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
     for i in range(4):
         drugs.iloc[10 * i : 10 * i + 10, i] += 2.0
     drugs.to_csv(out / "drugs.csv")
-    (out / "targets.csv").write_text("drug,identifier,target\nAgent A,DB1,EGFR\n")
+    (out / "targets.csv").write_text("drug,identifier,target,action\nAgent A,DB1,G0|G1|G2,agonist\n")
     (out / "names.csv").write_text("DrugBank ID,Common name,Synonyms\nDB1,Agent A,A | Aone\n")
     return out
 
@@ -68,7 +68,8 @@ def test_table_page_and_cells_agree(folder, tmp_path, capsys):
     table = pd.read_csv(out)
     assert table.groupby("kind")["name"].first().to_dict() == {"drug": "A", "perturbation": "A", "tf": "TFA"}
     assert table.columns[:4].tolist() == ["kind", "name", "rank", "consensus_rank"]
-    assert table.loc[table["kind"] == "drug", "known_targets"].iloc[0] == "EGFR"
+    assert table.loc[table["kind"] == "drug", "known_targets"].iloc[0] == "G0,G1,G2"
+    assert table.loc[table["kind"] == "drug", ["target_set", "posterior"]].iloc[0].gt([3, 0.5]).all()
     text = page.read_text()
     assert all(f">{name}<" in text for name in table["name"])
     again = ad.read_h5ad(cells)
@@ -77,6 +78,56 @@ def test_table_page_and_cells_agree(folder, tmp_path, capsys):
     )
     assert again.obsm["tf_activity"]["TFA"].mean() > again.obsm["tf_activity"]["TFB"].mean()
     assert (again.X != ad.read_h5ad(folder / "asked.h5ad").X).nnz == 0
+
+
+def test_drugs_by_targets_alone_and_dose_by_dose(folder, tmp_path, capsys):
+    out = tmp_path / "r.csv"
+    asked = [folder / "model", folder / "asked.h5ad", "--out", out, "--seed", 3]
+    assert run(*asked, "--targets", folder / "targets.csv") == 0
+    table = pd.read_csv(out).set_index("kind").loc["drug"]
+    assert (table["name"], table["n_targets"]) == ("Agent A", 3)
+    capsys.readouterr()
+    assert run(*asked, "--signatures", folder / "drugs.csv", "--each-dose") == 1
+    assert "drugs.csv has no column dose; leave out each_dose=" in capsys.readouterr().err
+
+
+def test_from_a_phenotype_over_cells_to_causes_and_real_cells_beside(folder, tmp_path, capsys):
+    (tmp_path / "wish.yaml").write_text("up: [G0, G1]\n")
+    out, page, cells = tmp_path / "r.csv", tmp_path / "r.html", tmp_path / "r.h5ad"
+    asked = ["--design", tmp_path / "wish.yaml", "--condition", "cell_type=T", "--n", 40, "--seed", 1]
+    files = ["--network", folder / "net.csv", "--signatures", folder / "drugs.csv"]
+    words = [folder / "model", *asked, *files, "--real", folder / "asked.h5ad", "--out", out]
+    assert run(*words, "--report", page, "--cells-out", cells, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    designed, table = ad.read_h5ad(cells), pd.read_csv(out)
+    assert designed.n_obs == 40
+    assert set(designed.uns["scidiff"]["genes"]) == {"G0", "G1"}
+    assert not table.loc[table["kind"] == "tf", "leading_genes"].str.contains(r"\bG[01]\b").any()  # they were steered
+    assert [row["kind"] for row in told["agreement"]] == ["perturbation", "tf", "drug"]
+    assert all(-1 <= row["correlation"] <= 1 and row["shared"] <= row["n"] for row in told["agreement"])
+    assert "as in real cells (drug)" in page.read_text()
+    again = tmp_path / "again.csv"
+    assert run(*words[:-1], again, "--quiet") == 0
+    assert again.read_text() == out.read_text()
+    assert run(folder / "model", folder / "asked.h5ad", *asked, "--out", out) == 1
+    assert "leave out CELLS" in capsys.readouterr().err
+
+
+def test_signatures_with_tables_of_what_they_are(folder, tmp_path, capsys):
+    drugs = pd.read_csv(folder / "drugs.csv").rename(columns={"gene": "Name"})
+    drugs.insert(1, "Description", "")
+    (tmp_path / "long.gct").write_text(f"#1.2\n40\t6\n{drugs.to_csv(sep=chr(9), index=False)}")
+    said = [("A", "drug a", 1), ("B", "drug a", 10), ("C", "drug C", 1), ("D", "drug D", 1), ("E", "drug E", 1)]
+    rows = "".join(f"{one}\t{drug}\t{dose} uM\n" for one, drug, dose in said)
+    (tmp_path / "siginfo.txt").write_text("sig_id\tcmap_name\tpert_idose\n" + rows)
+    out = tmp_path / "r.csv"
+    asked = [folder / "model", folder / "asked.h5ad", "--out", out, "--signatures", tmp_path / "long.gct"]
+    assert run(*asked, "--signature-table", tmp_path / "siginfo.txt", "--each-dose", "--quiet") == 0
+    table = pd.read_csv(out).set_index("kind").loc["drug"]
+    assert table["name"].iloc[0] == "drug a @ 1 uM"
+    assert set(table["name"]) == {"drug a @ 1 uM", "drug a @ 10 uM", "drug C @ 1 uM", "drug D @ 1 uM", "drug E @ 1 uM"}
+    assert run(folder / "model", folder / "asked.h5ad", "--gene-table", tmp_path / "siginfo.txt") == 1
+    assert "give these too" in capsys.readouterr().err
 
 
 def test_treatments_for_a_phenotype(folder, tmp_path, capsys):

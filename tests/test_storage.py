@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scidiff.errors import InputError
-from scidiff.storage import MANIFEST, WEIGHTS, read_model, write_model
+from scidiff.storage import MANIFEST, WEIGHTS, file_hash, read_model, write_model
 
 ABOUT = {"settings": {"width": 8}, "genes": ["A", "B"]}
 TENSORS = {"w": torch.arange(6.0).view(2, 3), "t": torch.arange(6.0).view(2, 3).T}  # the second is not contiguous
@@ -58,6 +58,13 @@ def test_other_things_are_not_overwritten(tmp_path, kind):
     assert (place if kind == "file" else place / "chapter1.tex").read_text() == "years of work"
 
 
+def test_texts_beside_a_model_come_and_go_with_it(folder):
+    write_model(folder, ABOUT, TENSORS, files={"split.json": "{}"})
+    assert (folder / "split.json").read_text() == "{}"
+    write_model(folder, ABOUT, TENSORS)
+    assert not (folder / "split.json").exists()
+
+
 def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__) -> None:
         raise OSError("no space left on device")
@@ -74,7 +81,14 @@ def test_what_json_cannot_say_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+def test_a_model_made_before_manifests_were_hashed(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["manifest_sha256"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert read_model(folder)[0]["genes"] == ["A", "B"]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
 def test_failure_while_replacing_keeps_the_old_model(folder, monkeypatch, failing):
     real, calls = os.replace, []
 
@@ -109,6 +123,13 @@ def damage(folder, kind: str) -> None:
     elif kind == "no hash":
         del manifest["weights_sha256"]
         (folder / MANIFEST).write_text(json.dumps(manifest))
+    elif kind == "another gene":
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"genes": ["A", "C"]}))
+    elif kind == "a stranger's weights":
+        (folder / WEIGHTS).write_bytes(b"\x80\x04N.")  # a pickle
+        del manifest["manifest_sha256"]
+        hashed = {"weights_sha256": file_hash(folder / WEIGHTS)}
+        (folder / MANIFEST).write_text(json.dumps(manifest | hashed))
     elif kind == "a newer format":
         (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
     elif kind == "no folder":
@@ -125,6 +146,8 @@ def damage(folder, kind: str) -> None:
         ("half a manifest", "is damaged"),
         ("another manifest", "is damaged"),
         ("no hash", "is damaged"),
+        ("another gene", "is damaged .it was changed"),
+        ("a stranger's weights", "cannot be read"),
         ("a newer format", "newer scIDiff .format 99.; upgrade"),
         ("no folder", "does not exist"),
     ],

@@ -313,3 +313,53 @@ def test_the_command_shows_what_it_wrote(model, tmp_path, capsys, monkeypatch):
     assert said[0] == "300 cells x 12 genes written to out.zarr"
     assert "denoised         log1p(CP10k) of the posterior mean rate" in said
     assert run(capsys, "denoise", "model", "in.h5ad", "--out", "other.h5ad", "--quiet") == ""
+
+
+def test_shares_joined_are_the_whole(model, tmp_path):
+    """Three processes on one file: the cells of their files, one after the other, are those of one process."""
+    from scidiff.shares import Share
+
+    source = write(cells(), tmp_path / "in.h5ad")
+    model.denoise_file(source, tmp_path / "whole.h5ad", draws=1)
+    shares = [Share(i + 1, 3) for i in range(3)]
+    for share in shares:
+        model.denoise_file(source, share.file(tmp_path / "out.h5ad"), share=share, draws=1)
+    parts = [ad.read_h5ad(share.file(tmp_path / "out.h5ad")) for share in shares]
+    assert [len(part) for part in parts] == [256, 256, 188]
+    whole, joined = ad.read_h5ad(tmp_path / "whole.h5ad"), ad.concat(parts)
+    assert list(joined.obs_names) == list(whole.obs_names)
+    for layer in ("denoised", "draw_1"):
+        np.testing.assert_array_equal(dense(joined.layers[layer]), dense(whole.layers[layer]))
+    with pytest.raises(sd.InputError, match=r"share 1/4 is empty: of 3 runs"):
+        model.denoise_file(source, tmp_path / "none.h5ad", share=Share(1, 4))
+
+
+def test_processes_of_a_launcher_write_files_of_their_own(model, tmp_path, monkeypatch):
+    """Predict by context, generate by number; the cells of all shares are those asked for."""
+    model.save(tmp_path / "model")
+    source = write(cells(), tmp_path / "in.h5ad")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        at = ["--quiet", "--out"]
+        assert main(["generate", str(tmp_path / "model"), "--n", "5", *at, str(tmp_path / "new.h5ad")]) == 0
+        asked = ["--to", "perturbation=A", *at, str(tmp_path / "predicted.h5ad")]
+        assert main(["predict", str(tmp_path / "model"), str(source), *asked]) == 0
+    new, predicted = (
+        [ad.read_h5ad(tmp_path / f"{name}.{i}-of-2.h5ad") for i in (1, 2)] for name in ("new", "predicted")
+    )
+    assert [len(part) for part in new] == [2, 3]
+    assert dense(new[0].layers["counts"])[0].tolist() != dense(new[1].layers["counts"])[0].tolist()
+    assert [set(part.obs["cell_type"]) for part in predicted] == [{"B"}, {"T"}]
+    assert sum(map(len, predicted)) == (cells().obs["drug"] == "DMSO").sum()
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_half_precision_keeps_three_digits_and_counts(model, tmp_path, suffix):
+    source, out = write(cells(), tmp_path / "in.h5ad"), tmp_path / f"out{suffix}"
+    whole = model.denoise(cells(), draws=1)
+    model.denoise_file(source, out, half=True, draws=1)
+    made = read(out)
+    assert made.layers["denoised"].dtype == np.float16
+    np.testing.assert_allclose(made.layers["denoised"].astype(float), whole.layers["denoised"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(dense(made.layers["draw_1"]), dense(whole.layers["draw_1"]))

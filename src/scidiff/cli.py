@@ -10,10 +10,10 @@ Heavy libraries are imported by the verbs that need them, so that ``scidiff --he
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shlex
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +28,21 @@ from scidiff.files import (
     check_cells_place,
     check_file_place,
     check_folder_place,
+    discard,
+    locked,
     read_genes,
     read_h5ad,
     read_names,
     read_table,
     reason,
     whole_file,
+    write_h5ad,
     writing,
 )
+from scidiff.shares import Share
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
     from scidiff.estimator import ScIDiff
     from scidiff.streaming import CellFile
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer()
 
 #: typer brings a click of its own from some version on; its usage errors have this base in all of them
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -67,6 +72,9 @@ Condition = Annotated[
 Layer = Annotated[str | None, typer.Option(help="Layer to read instead of looking for counts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Makes the result reproducible.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Neither progress nor result: only warnings and errors.")]
+OneShare = Annotated[
+    str | None, typer.Option("--share", help="Do one of several shares, as in 3/16, into a file named after it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
 
 
@@ -78,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # entered here and not by calling the command, which would print errors as boxes of many lines
         command = typer.main.get_command(app)
+        if "_SCIDIFF_COMPLETE" in os.environ:  # the shell asks what could come next
+            command.main(prog_name="scidiff")
         with command.make_context("scidiff", words or ["--help"]) as context:
             command.invoke(context)
     except typer.Exit as done:
@@ -217,7 +227,7 @@ def train(
             "steps": steps,
             "seed": seed,
         }
-        kept = _resumable(unfinished, asked, resume=resume) if leader else contextlib.nullcontext()
+        kept = _resumable(unfinished, asked) if leader else contextlib.nullcontext()
         with kept, talk.progress("training") as advance:
             model = ScIDiff.fit(
                 adata if split is None else adata[split.train],
@@ -236,11 +246,8 @@ def train(
         if split is not None:
             model = replace(model, settings=model.settings | {"split": split.hash})
         with writing(out):
-            model.save(out)
-        if split is not None:
-            with whole_file(out / "split.json") as part:
-                part.write_text(split.to_json())
-        shutil.rmtree(unfinished, ignore_errors=True)
+            model.save(out, files=None if split is None else {"split.json": split.to_json()})
+        discard(unfinished)
         talk.result(*_training_result(out, model, split))
 
 
@@ -253,12 +260,15 @@ def generate(
     depth: Annotated[float | None, typer.Option(help="Molecules per cell; by default as in training.")] = None,
     guidance: Annotated[float, typer.Option(help="Above 1: exaggerate what sets the condition apart.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    share: OneShare = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write new cells of a model: counts in layers/counts, log1p(CP10k) in X."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
+        one = Share.asked(share)
+        out, n, seed = one.file(out), len(one.among(range(n), what="cells")), one.seed(seed)
         check_file_place(out, ".h5ad")
         from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
@@ -275,8 +285,7 @@ def generate(
                 seed=seed,
                 on_cells=lambda done: advance(done, n),
             )
-        with whole_file(out) as part:
-            cells.write_h5ad(part, compression="gzip")
+        write_h5ad(out, cells)
         talk.result(
             {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "condition": asked, "seed": seed},
             f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
@@ -296,12 +305,16 @@ def denoise(
     genes: Annotated[Path | None, typer.Option(help="File of gene names to write; by default all.")] = None,
     layer: Layer = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Leave aside what obs says of the cells.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store means as float16: three digits, half the space.")] = False,
+    share: OneShare = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write cells without the noise of counting few molecules; files may be larger than memory."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
+        one = Share.asked(share)
+        out = one.file(out)
         check_cells_place(out, inputs=[data])
         kept = None if genes is None else read_names(genes)
         from scidiff.estimator import ScIDiff
@@ -317,6 +330,8 @@ def denoise(
                 labels=not no_labels,
                 genes=kept,
                 layer=layer,
+                share=one,
+                half=half,
                 seed=seed,
                 on_cells=advance,
             )
@@ -343,13 +358,20 @@ def predict(
     no_network: Annotated[
         bool, typer.Option("--no-network", help="Spread new molecules over cells by depth alone.")
     ] = False,
+    with_controls: Annotated[
+        bool,
+        typer.Option("--with-controls", help="Also the control cells themselves, as cell-eval and others expect."),
+    ] = False,
     layer: Layer = None,
+    share: OneShare = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write control cells as they would be under a perturbation, one for one, with effects and their intervals."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
+        one = Share.asked(share)
+        out = one.file(out)
         check_file_place(out, ".h5ad", inputs=[data])
         source = read_h5ad(data)
         from scidiff.data import parse_condition
@@ -359,6 +381,8 @@ def predict(
         asked = [parse_condition(text, schema=trained.schema) for text in to]
         if chosen := parse_condition(where, schema=trained.schema, columns=source.obs.columns):
             source = source[trained.schema.select(source, chosen)]
+        if one.of > 1:
+            source = source[_of_contexts(source, trained.schema, one)]
         with talk.progress("predicting") as advance:
             cells = trained.predict(
                 source,
@@ -368,8 +392,9 @@ def predict(
                 seed=seed,
                 on_cells=lambda done: advance(done, len(asked) * source.n_obs),
             )
-        with whole_file(out) as part:
-            cells.write_h5ad(part, compression="gzip")
+        if with_controls:
+            cells = _with_controls(cells, source, trained, layer)
+        write_h5ad(out, cells)
         effects = cells.uns["scidiff"]["effects"]
         talk.result(
             {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "condition": asked, "seed": seed}
@@ -390,6 +415,9 @@ def trajectory(
     to: Annotated[
         list[str] | None, typer.Option(help="The condition at the end: perturbation=A, or cell_type=B.")
     ] = None,
+    velocity: Annotated[
+        float | None, typer.Option(help="How long cells follow their RNA velocity, in times that splicing takes.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Which cells to start from, as name=value,...")] = None,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = 20,
     paths: Annotated[int | None, typer.Option(help="Between populations: paths; by default one a cell.")] = None,
@@ -404,7 +432,7 @@ def trajectory(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write cells on their way, frame by frame: along time or dose, or to another condition."""
+    """Write cells on their way, frame by frame: along time, dose or RNA velocity, or to another condition."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
         check_file_place(out, ".h5ad", inputs=[data])
         source = read_h5ad(data)
@@ -417,6 +445,7 @@ def trajectory(
                 source,
                 parse_condition(to, schema=trained.schema),
                 along=None if along is None else _span(along),
+                velocity=velocity,
                 where=parse_condition(where, schema=trained.schema, columns=source.obs.columns),
                 steps=steps,
                 n_paths=paths,
@@ -426,8 +455,7 @@ def trajectory(
                 seed=seed,
                 on_cells=advance,
             )
-        with whole_file(out) as part:
-            cells.write_h5ad(part, compression="gzip")
+        write_h5ad(out, cells)
         n_frames = steps + 1
         talk.result(
             {"cells": str(out), "n_paths": cells.n_obs // n_frames, "n_frames": n_frames, "n_genes": cells.n_vars}
@@ -477,8 +505,7 @@ def fate(
                 seed=seed,
                 on_cells=lambda done: advance(done, source.n_obs),
             )
-        with whole_file(out) as part:
-            cells.write_h5ad(part, compression="gzip")
+        write_h5ad(out, cells)
         table = cells.uns["scidiff"]["fate"]
         change = "change" in table
         talk.result(
@@ -559,8 +586,7 @@ def design(
                 seed=seed,
                 on_cells=lambda done: advance(done, n if source is None else source.n_obs),
             )
-        with whole_file(out) as part:
-            cells.write_h5ad(part, compression="gzip")
+        write_h5ad(out, cells)
         told = cells.uns["scidiff"]
         levels, real = told["levels"], told["realism"]
         talk.result(
@@ -594,8 +620,16 @@ def attribute(
         Path | None,
         typer.Option(help="Instead of cells: a YAML file as in design; which treatment moves cells there?"),
     ] = None,
+    design_of: Annotated[
+        Path | None,
+        typer.Option("--design", help="Instead of cells: a YAML file as in design; cells are made that have it."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="With --design: number of cells.")] = 500,
     condition: Annotated[
-        list[str] | None, typer.Option(help="With --phenotype: the context to treat, cell_type=CD8 T.")
+        list[str] | None, typer.Option(help="With --phenotype and --design: the context, cell_type=CD8 T.")
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="Real cells with the phenotype, kept out of training: do they say the same?")
     ] = None,
     network: Annotated[
         Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...; or the name collectri.")
@@ -603,12 +637,19 @@ def attribute(
     signatures: Annotated[
         Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table; or the name l1000.")
     ] = None,
+    signature_table: Annotated[
+        Path | None, typer.Option(help="Which of the signatures to read, and their drugs and doses (LINCS siginfo).")
+    ] = None,
+    gene_table: Annotated[
+        Path | None, typer.Option(help="Symbols of the genes in the signatures (LINCS geneinfo).")
+    ] = None,
     targets: Annotated[
-        Path | None, typer.Option(help="With --signatures: what drugs bind: DrugBank, drug2cell, a table.")
+        Path | None, typer.Option(help="What drugs bind: DrugBank, drug2cell, a table; beside --signatures or alone.")
     ] = None,
     drug_names: Annotated[
-        Path | None, typer.Option(help="With --targets: DrugBank's vocabulary, to know a drug by all its names.")
+        Path | None, typer.Option(help="DrugBank's vocabulary, to know a drug by all its names.")
     ] = None,
+    each_dose: Annotated[bool, typer.Option("--each-dose", help="Rank every dose of a drug on its own.")] = False,
     report: Annotated[Path | None, typer.Option(help="Also a page to search and sort the ranking (.html).")] = None,
     cells_out: Annotated[
         Path | None,
@@ -620,66 +661,91 @@ def attribute(
     reverse: Annotated[bool, typer.Option("--reverse", help="Rank what would undo the phenotype.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Rank pairs of perturbations.")] = False,
     layer: Layer = None,
+    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Rank the perturbations, regulators and drugs that would cause a phenotype."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
-        if cells_out is not None and cells is None:
+        if cells is not None and design_of is not None:
+            raise InputError("--design makes the cells to ask about; leave out CELLS")
+        if cells_out is not None and cells is None and design_of is None:
             raise InputError("--cells-out writes the cells of CELLS again; there are none")
+        if signatures is None and (signature_table or gene_table):
+            raise InputError("--signature-table and --gene-table say what is in --signatures; give these too")
         network, signatures = (_fetched(path, consent=download) for path in (network, signatures))
-        given = [cells, reference, effect, phenotype, network, signatures, targets, drug_names]
-        files = [path for path in given if path]
+        given = [cells, reference, effect, phenotype, design_of, real, network, signatures, targets, drug_names]
+        files = [path for path in [*given, signature_table, gene_table] if path]
         for place, suffix in ((out, ".csv"), (report, ".html"), (cells_out, ".h5ad")):
             if place is not None:
                 check_file_place(place, suffix, inputs=files)
         from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
-        from scidiff.integration import read_drug_names, read_drug_targets, read_network, read_signatures
+        from scidiff.integration import agreement, read_drug_names, read_drug_targets, read_network, read_signatures
         from scidiff.phenotype import Phenotype, listed, read_signature
 
         adata = None if cells is None else read_h5ad(cells)
         edges = None if network is None else read_network(network)
+        drugs = None
+        if signatures is not None:
+            drugs = read_signatures(signatures, table=signature_table, gene_table=gene_table)
         trained = ScIDiff.load(model)
-        table = trained.attribute(
-            adata,
+        context = parse_condition(condition, schema=trained.schema) or None
+        if design_of is not None:
+            with talk.progress("designing") as advance:
+                wish = Phenotype.from_yaml(design_of)
+                adata = trained.design(wish, n, context, seed=seed, on_cells=lambda done: advance(done, n))
+            context = None  # which the cells have
+        own_layer = layer if design_of is None else None
+        rank = functools.partial(
+            trained.attribute,
             reference=None if reference is None else read_h5ad(reference),
+            network=edges,
+            signatures=drugs,
+            targets=None if targets is None else read_drug_targets(targets),
+            drug_names=None if drug_names is None else read_drug_names(drug_names),
+            direction="reverse" if reverse else "mimic",
+            each_dose=each_dose,
+            pairs=pairs,
+        )
+        table = rank(
+            adata,
+            layer=own_layer,
             up=listed(up or []),
             down=listed(down or []),
             effect=None if effect is None else read_signature(effect),
             phenotype=None if phenotype is None else Phenotype.from_yaml(phenotype),
-            condition=parse_condition(condition, schema=trained.schema) or None,
-            network=edges,
-            signatures=None if signatures is None else read_signatures(signatures),
-            targets=None if targets is None else read_drug_targets(targets),
-            drug_names=None if drug_names is None else read_drug_names(drug_names),
-            direction="reverse" if reverse else "mimic",
-            pairs=pairs,
-            layer=layer,
+            condition=context,
         )
+        alike = None if real is None else agreement(table, rank(read_h5ad(real), layer=layer))
         with whole_file(out) as part:
             table.to_csv(part, index=False, float_format="%.6g")
         if report is not None:
             from scidiff.evaluation import write_ranking
 
-            sources = {"cells": cells, "effect": effect, "phenotype": phenotype, "reference": reference}
-            sources |= {"model": model, "network": network, "signatures": signatures, "targets": targets}
-            sources |= {"drug names": drug_names}
+            sources = {"cells": cells, "effect": effect, "phenotype": phenotype, "designed": design_of}
+            sources |= {"reference": reference, "model": model, "network": network, "signatures": signatures}
+            sources |= {"targets": targets, "drug names": drug_names}
             asked: dict[str, Any] = {name: path.name for name, path in sources.items() if path}
             asked |= {name: listed(genes) for name, genes in (("up", up), ("down", down)) if genes}
             asked |= {"condition": ", ".join(condition)} if condition else {}
             asked["direction"] = "what would undo it" if reverse else "what would cause it"
+            if design_of is not None and adata is not None:
+                asked["designed cells"] = list(adata.uns["scidiff"]["text"])
+            asked |= {"real cells": real.name} if real else {}
+            asked |= {f"as in real cells ({kind})": said for kind, said in _agreeing(alike)}
             write_ranking(report, table, about=asked, network=edges)
         if cells_out is not None:
-            with whole_file(cells_out) as part:
-                _with_ranking(adata, table, edges, layer).write_h5ad(part, compression="gzip")
+            write_h5ad(cells_out, _with_ranking(adata, table, edges, own_layer))
         best = table.groupby("kind", sort=False).head(5)
         told = ("kind", "name", "rank", "consensus_rank", "direction", "gain", "se")
         written = [str(place) for place in (out, report, cells_out) if place]
         talk.result(
             {"table": str(out), "best": _records(best[[name for name in told if name in best]])}
-            | {"report": report and str(report), "cells": cells_out and str(cells_out)},
+            | {"report": report and str(report), "cells": cells_out and str(cells_out)}
+            | {"agreement": None if alike is None else _records(alike), "seed": seed},
             *(f"{kind}: {', '.join(map(str, rows['name']))}" for kind, rows in best.groupby("kind", sort=False)),
+            *(f"{kind}, as in real cells: {said}" for kind, said in _agreeing(alike)),
             f"{len(table)} candidates written to {', '.join(written)}",
         )
 
@@ -1023,6 +1089,35 @@ def _strongest(effects: pd.DataFrame, n: int = 5) -> dict[str, list[str]]:
     return out
 
 
+def _with_controls(predicted: AnnData, source: AnnData, model: ScIDiff, layer: str | None) -> AnnData:
+    """The control cells among ``source``, on the scale of the predicted ones, and those."""
+    from anndata import AnnData, concat
+
+    from scidiff.data import log1p_cp10k, read_cells
+
+    control = source[model.schema.is_control(model.conditions_of(source))]
+    cells = read_cells(control, genes=model.genes, layer=layer)
+    counted = cells.scale == "counts"
+    before = AnnData(log1p_cp10k(cells.x) if counted else cells.x, obs=control.obs.copy(), var=predicted.var)
+    if "counts" in predicted.layers:
+        before.layers["counts"] = cells.x
+    before.obs_names = [f"{name}-control" for name in before.obs_names]
+    both = concat([before, predicted], join="outer")
+    both.uns = predicted.uns
+    return both
+
+
+def _of_contexts(source: AnnData, schema: Schema, share: Share) -> np.ndarray:
+    """Return a mask of the cells of a share of the contexts: those of one are predicted together."""
+    import numpy as np
+
+    if not schema.context:
+        raise InputError("cells are shared out by context, and this model knows none: predict them in one process")
+    table = schema.table(source)[list(schema.context)]
+    kinds = table.groupby(list(table), dropna=False, observed=True).ngroup().to_numpy()
+    return np.isin(kinds, share.among(range(kinds.max() + 1), what="contexts"))
+
+
 def _span(text: str) -> dict[str, tuple[str, str]]:
     """The attribute and the two ends of NAME=FROM:TO."""
     name, _, ends = text.partition("=")
@@ -1073,6 +1168,12 @@ def _with_ranking(adata: AnnData, table: pd.DataFrame, edges: pd.DataFrame | Non
     return annotated(adata, table, activity=activity)
 
 
+def _agreeing(alike: pd.DataFrame | None) -> list[tuple[str, str]]:
+    """For every kind of candidates, how the ranking agrees with that of real cells."""
+    rows = [] if alike is None else alike.itertuples()
+    return [(row.kind, f"{row.score} r = {row.correlation:.2f}, {row.shared} of the first 10 shared") for row in rows]
+
+
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as JSON values; undefined numbers as null."""
     return json.loads(table.to_json(orient="records"))
@@ -1103,29 +1204,34 @@ def _model_place(out: Path, unfinished: Path, *, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _resumable(folder: Path, asked: dict[str, Any], *, resume: bool) -> Iterator[None]:
+def _resumable(folder: Path, asked: dict[str, Any]) -> Iterator[None]:
     """Keep in ``folder`` what a run was asked to do; when it is cut short, keep the folder if the run can go on."""
-    request = folder / "request.json"
-    if resume and folder.exists():
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with locked(folder / "request.json") as request:
+        if text := request.read():
+            _same_request(folder, text, asked)
+        else:  # new, or killed before it could be written
+            request.write(json.dumps(asked))
+            request.flush()
         try:
-            before = json.loads(request.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no run to resume: {reason(error)}; delete it") from None
-        for name, value in json.loads(json.dumps(asked)).items():
-            if before.get(name) != value:
-                raise InputError(f"{folder} holds a run with other {name}; ask for the same, or delete that folder")
-    else:
-        with writing(folder):
-            folder.mkdir()
-            request.write_text(json.dumps(asked))
+            yield
+        except BaseException as error:
+            if not any(folder.glob("*/run.json")):
+                discard(folder)
+            elif isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("interrupted; the same command with --resume goes on") from None
+            raise
+
+
+def _same_request(folder: Path, text: str, asked: dict[str, Any]) -> None:
     try:
-        yield
-    except BaseException as error:
-        if not any(folder.glob("*/run.json")):
-            shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt("interrupted; the same command with --resume goes on") from None
-        raise
+        before = dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder} holds no run to resume: {reason(error)}; delete it") from None
+    for name, value in json.loads(json.dumps(asked)).items():
+        if before.get(name) != value:
+            raise InputError(f"{folder} holds a run with other {name}; ask for the same, or delete that folder")
 
 
 def _content(path: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scidiff.errors import DataWarning
-from scidiff.files import whole_file
+from scidiff.files import whole_file, write_h5ad
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,15 +126,10 @@ def run(
     for text in (texts := list(dict.fromkeys(str(one.message) for one in caught))):
         warnings.warn(text, DataWarning, stacklevel=2)
 
-    with whole_file(files["screen"]) as part:
-        adata.write_h5ad(part, compression="gzip")
-    model.save(files["model"])
-    with whole_file(files["model"] / "split.json") as part:
-        part.write_text(split.to_json())
-    with whole_file(files["cells"]) as part:
-        cells.write_h5ad(part, compression="gzip")
-    with whole_file(files["designed"]) as part:
-        designed.write_h5ad(part, compression="gzip")
+    write_h5ad(files["screen"], adata)
+    model.save(files["model"], files={"split.json": split.to_json()})
+    write_h5ad(files["cells"], cells)
+    write_h5ad(files["designed"], designed)
     table = scores.copy()
     for i, (name, other) in enumerate(baselines.items()):
         table.insert(3 + i, name, other["value"])

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Something in the caller's data, request or files cannot be used."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what is quoted in it may have lines
+
 
 class DataWarning(UserWarning):
     """The data can be used, but the user should know what was found or changed."""

@@ -24,6 +24,7 @@ from scidiff.data.schema import Schema
 from scidiff.integration.signatures import Signatures
 from scidiff.model import TrainedModel
 from scidiff.phenotype import Phenotype
+from scidiff.shares import Share
 from scidiff.streaming import CellFile, opened
 from scidiff.tasks import attribute, denoise, design, fate, generate, influence, predict, trajectory, velocity
 from scidiff.training import TrainConfig
@@ -242,6 +243,8 @@ class ScIDiff(TrainedModel):
         out: str | Path,
         *,
         layer: str | None = None,
+        share: Share | None = None,
+        half: bool = False,
         on_cells: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> AnnData:
@@ -256,6 +259,11 @@ class ScIDiff(TrainedModel):
             Two .h5ad files or .zarr stores. Matrices that are read must be stored by cells (csr or dense).
         layer, options
             As :meth:`denoise` takes them.
+        share
+            Which cells: of several processes, each takes its share of them, in runs of 1,024, into a file of its own.
+            The numbers do not depend on it.
+        half
+            Store posterior means as float16: three digits, half the space.
         on_cells
             Called with the number of cells done so far, and of all.
 
@@ -268,7 +276,8 @@ class ScIDiff(TrainedModel):
         InputError
             As for :meth:`denoise`, or a file cannot be read or written.
         """
-        return denoise.denoise_file(self, source, out, denoise.Request(**options), layer=layer, on_cells=on_cells)
+        asked = denoise.Request(**options)
+        return denoise.denoise_file(self, source, out, asked, layer=layer, share=share, half=half, on_cells=on_cells)
 
     def predict(
         self,
@@ -290,7 +299,8 @@ class ScIDiff(TrainedModel):
         ``obs`` is that of the source cells with the new condition, and ``ood_score``: how little is known of the
         effect (0 as good as measured, .5 as uncertain as effects are large, at most 1). ``uns["scidiff"]["effects"]``
         has one row per condition, context and gene: ``effect``, the difference to control in mean log1p(CP10k), and
-        ``low`` and ``high``, the 90 % interval of the effect as it would be observed in ``n`` cells of each kind.
+        ``low`` and ``high``, the 90 % interval of the effect as it would be observed in ``n`` cells of each kind;
+        ``as_observed``, as large as it will look there, noise included: for finding measured effects by distance.
 
         Parameters
         ----------
@@ -327,6 +337,7 @@ class ScIDiff(TrainedModel):
         to: Mapping[str, Any] | None = None,
         *,
         along: Mapping[str, tuple[Any, Any]] | None = None,
+        velocity: float | None = None,
         where: Mapping[str, Any] | None = None,
         steps: int = 20,
         n_paths: int | None = None,
@@ -336,7 +347,7 @@ class ScIDiff(TrainedModel):
         seed: int = 0,
         on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
-        """Return the frames of cells on their way: along time, along a dose, or to another condition.
+        """Return the frames of cells on their way: along time, a dose or RNA velocity, or to another condition.
 
         Frames are stacked, ``steps + 1`` of them, each with all paths in one order. Counts are in ``layers["counts"]``
         (csr) and log1p(CP10k) in ``X``. ``obs`` has ``frame`` (0, 1, ...), ``position`` (the time or dose; without
@@ -353,6 +364,11 @@ class ScIDiff(TrainedModel):
         the way, at a moment of its own. ``obs["toward"]`` names its partner; contexts in ``obs`` are those of the
         nearer of the two.
 
+        *Along RNA velocity* (``velocity=10``) cells go on their own, step by step: a share of their molecules is
+        replaced, in the direction that the velocity of the observed cells around them has, with the network's say in
+        which molecules go together. ``adata`` needs layers as for :meth:`velocity`; the number of molecules stays.
+        ``obs["near"]`` names the observed cell that each is nearest to; all else in ``obs`` is of the cell it began as.
+
         Parameters
         ----------
         adata
@@ -361,6 +377,8 @@ class ScIDiff(TrainedModel):
             The condition at the end.
         along
             What changes and from where to where: ``{"time": (2, 6)}``, ``{"dose": (0, 10)}``.
+        velocity
+            How long cells follow their RNA velocity, in units of the time in which a molecule is spliced.
         where
             Which cells to start from, as ``{"cell_type": "B"}``. Default: all that are where the path begins.
         steps
@@ -398,6 +416,7 @@ class ScIDiff(TrainedModel):
             adata,
             to,
             along=along,
+            velocity=velocity,
             where=where,
             steps=steps,
             n_paths=n_paths,
@@ -508,6 +527,7 @@ class ScIDiff(TrainedModel):
         targets: pd.DataFrame | None = None,
         drug_names: pd.Series | None = None,
         direction: str = "mimic",
+        each_dose: bool = False,
         pairs: bool = False,
         layer: str | None = None,
     ) -> pd.DataFrame:
@@ -548,13 +568,16 @@ class ScIDiff(TrainedModel):
             Regulators and their targets, from :func:`scidiff.integration.read_network`.
         signatures
             Signatures of drugs, from :func:`scidiff.integration.read_signatures`; names alone must be ten at
-            least.
+            least. A drug that was in training has its ``posterior`` beside the scores of its signatures.
         targets
-            What drugs bind, from :func:`scidiff.integration.read_drug_targets`, for a column ``known_targets``.
+            What drugs bind, from :func:`scidiff.integration.read_drug_targets`: shown beside signatures, with a score;
+            without signatures, drugs are ranked by it (:func:`scidiff.integration.rank_target_sets`).
         drug_names
-            From :func:`scidiff.integration.read_drug_names`: which names are of one drug, to find its targets by.
+            From :func:`scidiff.integration.read_drug_names`: which names are of one drug.
         direction
             "mimic": what would cause the phenotype; "reverse": what would undo it.
+        each_dose
+            Rank every dose in the signatures on its own.
         pairs
             Rank pairs of perturbations, their effects added.
         layer
@@ -579,6 +602,7 @@ class ScIDiff(TrainedModel):
             targets=targets,
             drug_names=drug_names,
             direction=direction,
+            each_dose=each_dose,
             pairs=pairs,
             layer=layer,
         )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from scidiff.errors import InputError, closest
 
 if TYPE_CHECKING:
+    from io import RawIOBase
+
+    import h5py
     import pandas as pd
     from anndata import AnnData
 
@@ -28,6 +34,7 @@ def read_h5ad(path: Path) -> AnnData:
 
     with reading(path):
         adata = anndata.read_h5ad(path)
+    check_tables(path, obs=adata.obs, var=adata.var)
     if 0 in adata.shape:
         raise InputError(f"{path} is empty: {adata.n_obs} cells x {adata.n_vars} genes")
     return adata
@@ -41,10 +48,23 @@ def check_h5ad(path: Path) -> None:
     try:
         with h5py.File(path) as file:
             is_anndata = {"obs", "var"} <= set(file)
-    except OSError as error:
+    except Exception as error:  # damaged files raise anything
         raise InputError(f"{path} is damaged or no h5ad file: {reason(error)}") from error
     if not is_anndata:
         raise InputError(f"{path} is no h5ad file: it has no obs and var; convert it with anndata's write_h5ad")
+
+
+def check_tables(path: Path, **tables: pd.DataFrame) -> None:
+    """Refuse tables of cells and genes that hold something else than text, numbers and truth values."""
+    import pandas as pd
+
+    for name, table in tables.items():
+        if not isinstance(table, pd.DataFrame):
+            raise InputError(f"{path} cannot be read: its {name} is no table")
+        for column, values in table.items():
+            values = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else values
+            if values.dtype.kind == "V" or pd.api.types.infer_dtype(values, skipna=True) == "mixed":
+                raise InputError(f"{path} cannot be read: {name} column {column!r} holds neither text nor numbers")
 
 
 @contextlib.contextmanager
@@ -120,13 +140,131 @@ def read_table(path: Path) -> pd.DataFrame:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a place beside ``path`` to write to; it takes its name when all is written, and goes if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part_of(path) as part, writing(path):
+        yield part
+        os.replace(part, path)
+
+
+def write_h5ad(path: Path, adata: AnnData) -> None:
+    """Write cells to a file, compressed; whole or not at all."""
+    from anndata.io import write_elem
+
+    with whole_file(path) as part, hdf5(part) as (file, _):
+        adata.strings_to_categoricals()  # as AnnData.write_h5ad does
+        write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+
+
+@contextlib.contextmanager
+def hdf5(path: Path) -> Iterator[tuple[h5py.File, Disk]]:
+    """Yield a new HDF5 file to write to, and its disk; an error of the disk is raised at the end at the latest."""
+    import h5py
+
+    with path.open("w+b", buffering=0) as raw:
+        disk = Disk(raw)
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file, disk
+        finally:
+            disk.check()
+
+
+class Disk:
+    """A file that remembers its first error: HDF5 that meets one on a full disk can neither go on nor close."""
+
+    def __init__(self, raw: RawIOBase) -> None:
+        self._raw = raw
+        self.error: OSError | None = None
+        self.seek, self.tell, self.flush = raw.seek, raw.tell, raw.flush
+        self.read, self.readinto = raw.read, raw.readinto
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def write(self, data: memoryview) -> int:
+        rest = memoryview(data)
+        while rest and self.error is None:
+            try:
+                rest = rest[self._raw.write(rest) :]  # a disk that is nearly full takes a part
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def part_of(path: Path) -> Iterator[Path]:
+    """Yield a hidden place beside ``path``, for a file or a folder; what is left there at the end goes.
+
+    So does what processes of this machine left that were killed: theirs is the only way to leave anything.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if maker_is_gone(left):
+            remove(left)
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     try:
-        with writing(path):
-            yield part
-            os.replace(part, path)
+        yield part
     finally:
-        part.unlink(missing_ok=True)
+        remove(part)
+
+
+def maker_is_gone(part: Path) -> bool:
+    """Whether the process that made a part ran on this machine and runs no more."""
+    host, _, pid = part.stem.rpartition("-")
+    if not (host.endswith(f".{socket.gethostname()}") and pid.isdecimal()):
+        return False
+    try:
+        os.kill(int(pid), 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        pass
+    return False
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that has a meaning: nobody finds half of it."""
+    with part_of(folder) as part:
+        os.replace(folder, part)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[IO[str]]:
+    """Open a file, made if need be, for this process alone; the system unlocks it when that ends, however it ends.
+
+    Raises
+    ------
+    InputError
+        Another process has it.
+    """
+    import fcntl
+
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(
+                f"another process works in {path.parent}: wait for its end, or choose another place"
+            ) from None
+        except OSError:  # some file systems know no locks
+            pass
+        file.seek(0)
+        yield file
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,19 +47,6 @@ TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5, own_counts
 
 #: what stands between a perturbation and its dose in rankings
 DOSE = " @ "
-
-NEEDED = (
-    "settings",
-    "scale",
-    "vocabulary",
-    "population",
-    "factors",
-    "predictor",
-    "library",
-    "reference",
-    "history",
-    "genes",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +117,10 @@ class TrainedModel:
 
     # ---- in a folder ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, files: Mapping[str, str] | None = None) -> Path:
         """Write the model as a folder of safetensors and JSON, whole or not at all; return its path.
+
+        ``files`` are texts to keep beside it, by file name, such as ``{"split.json": split.to_json()}``.
 
         Raises
         ------
@@ -171,7 +160,7 @@ class TrainedModel:
             "history": self.history.to_dict("records"),
             "genes": self.genes,
         }
-        return write_model(Path(folder), about, tensors)
+        return write_model(Path(folder), about, tensors, files=files)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -183,8 +172,17 @@ class TrainedModel:
             There is none, it is damaged, or a newer version wrote it.
         """
         about, tensors = read_model(Path(folder))
-        if missing := [name for name in NEEDED if name not in about]:
-            raise InputError(f"the manifest of {folder} has no {missing[0]!r}; train or copy the model again")
+        try:
+            return cls._of(about, tensors)
+        except InputError:
+            raise
+        except Exception as error:  # a folder that was edited can raise anything
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise InputError(f"{folder} holds no model that can be used ({why}); train or copy it again") from error
+
+    @classmethod
+    def _of(cls, about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Self:
+        """Return the model that :meth:`save` wrote as this manifest and these tensors."""
         settings, genes = about["settings"], about["genes"]
         vocabulary = Vocabulary.from_dict(about["vocabulary"])
         state = {k.removeprefix("denoiser/"): v for k, v in tensors.items() if k.startswith("denoiser/")}

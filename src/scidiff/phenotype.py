@@ -353,7 +353,10 @@ def asked_modules(said: Sequence[str]) -> tuple[list[str], dict[str, dict[str, f
 
 def listed(said: Sequence[str]) -> list[str]:
     """Split at commas, those within quotes apart."""
-    rows = csv.reader(said, skipinitialspace=True)
+    try:
+        rows = list(csv.reader(said, skipinitialspace=True))
+    except csv.Error as error:
+        raise InputError(f"cannot read {', '.join(said)!r}: {error}") from None
     return [entry.strip() for row in rows for entry in row if entry.strip()]
 
 
@@ -367,7 +370,10 @@ def _entries(asked: Sequence[str] | Mapping[str, float]) -> list[tuple[str, floa
         return [(str(name), _number(strength, str(name))) for name, strength in asked.items()]
     if not isinstance(asked, Iterable):
         raise InputError(f"up= and down= take a list of names, not {asked!r}")
-    return [(str(entry), 1.0) for entry in asked]
+    entries = list(asked)
+    if wrong := [entry for entry in entries if isinstance(entry, Iterable) and not isinstance(entry, str)]:
+        raise InputError(f"up= and down= take names, not {str(wrong[0])[:60]!r}")
+    return [(str(entry), 1.0) for entry in entries]
 
 
 def _mapping(asked: Any, what: str) -> Mapping[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -29,7 +28,7 @@ from scipy import sparse
 
 from scidiff.data.cells import choose, empty_cells, load, name_problems, read_cells, stored_values
 from scidiff.errors import DataWarning, InputError
-from scidiff.files import check_h5ad, reading, writing
+from scidiff.files import Disk, check_h5ad, check_tables, hdf5, part_of, reading, writing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,6 +80,7 @@ class CellFile:
             self._group = _open(path, path.suffix, "r")
             self.obs: pd.DataFrame = read_elem(self._group["obs"])
             self.var: pd.DataFrame = read_elem(self._group["var"])
+        check_tables(path, obs=self.obs, var=self.var)
         if not (len(self.obs) and len(self.var)):
             raise InputError(f"{path} is empty: {len(self.obs)} cells x {len(self.var)} genes")
         self._rows: np.ndarray | None = None
@@ -126,6 +126,10 @@ class CellFile:
         Reads the matrix once, from end to end. ``genes=None``: all that the matrix has. With ``csr_only``, matrices
         that are not stored as csr are refused.
         """
+        with reading(self.path):
+            return self._chosen(genes, layer, csr_only=csr_only)
+
+    def _chosen(self, genes: Sequence[str] | None, layer: str | None, *, csr_only: bool) -> StoredCells:
         from anndata import AnnData
 
         stored = self._matrices()
@@ -318,29 +322,30 @@ def _highest(x: sparse.csr_matrix | np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def appended(path: Path, obs: pd.DataFrame) -> Iterator[CellSink]:
     """Yield a sink for the cells of ``obs``; the file takes its name when all are written, and goes if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with part_of(path) as part:
+        store = contextlib.ExitStack()
         with writing(path):
-            group = _open(part, path.suffix, "w")
+            if path.suffix == ".zarr":
+                group, disk = _open(part, ".zarr", "w"), None
+            else:
+                group, disk = store.enter_context(hdf5(part))
         try:
-            yield CellSink(path, group, obs)
+            sink = CellSink(path, group, obs, disk=disk)
+            yield sink
+            with writing(path):
+                sink.finish()
         finally:
             with writing(path):
-                _close(group)
+                store.close()
         with writing(path):
             os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
 
 
 class CellSink:
     """An h5ad or zarr file to which cells are appended."""
 
-    def __init__(self, path: Path, group: Any, obs: pd.DataFrame) -> None:
-        self._path, self._group, self._obs = path, group, obs
+    def __init__(self, path: Path, group: Any, obs: pd.DataFrame, *, disk: Disk | None = None) -> None:
+        self._path, self._group, self._obs, self._disk = path, group, obs, disk
         #: what all cells share: obs, var and uns
         self.head: AnnData | None = None
 
@@ -352,6 +357,21 @@ class CellSink:
             _append(self._group, "X", part.X)
             for name, x in part.layers.items():
                 _append(self._group["layers"], name, x)
+            if self._disk is not None:
+                self._disk.check()
+
+    def finish(self) -> None:
+        """Give sparse matrices the smallest places of their values: scikit-learn, and so scanpy, reads no others."""
+        from anndata.io import write_elem
+
+        if self.head is None:
+            return
+        layers = self._group["layers"]
+        for matrix in (self._group["X"], *(layers[name] for name in layers)):
+            if not hasattr(matrix, "shape") and matrix["indptr"][-1] <= np.iinfo(np.int32).max:
+                places = matrix["indptr"][:].astype(np.int32)
+                del matrix["indptr"]
+                write_elem(matrix, "indptr", places)
 
     def _start(self, part: AnnData) -> None:
         from anndata import AnnData

@@ -181,6 +181,31 @@ def test_a_single_time_point_gives_no_giant_numbers():
     assert out.abs().max() < 50
 
 
+@pytest.mark.parametrize("values", [(0, 6), (0, 2, 6), (0, 1, 4, 6), (0, 1, 2, 4, 6), (0, 1, 2, 3, 4, 6)])
+def test_a_curve_has_no_more_terms_than_times_can_tell(values):
+    times = torch.tensor(values, dtype=torch.float32)
+    curve = SmoothCurve((0.0, 6.0), 3, n_values=len(values))
+    with torch.no_grad():
+        curve.map.bias.zero_()
+        curve.map.weight.zero_()
+        base = curve(times)
+        terms = []
+        for k in range(curve.map.in_features):
+            curve.map.weight.zero_()
+            curve.map.weight[0, k] = 1
+            terms.append((curve(times) - base)[:, 0])
+    design = torch.stack([torch.ones(len(values)), *terms], dim=1)
+    assert design.shape[1] == len(values)
+    assert torch.linalg.matrix_rank(design, rtol=1e-3) == len(values)
+
+
+def test_between_two_times_there_is_a_line():
+    curve = SmoothCurve((2.0, 6.0), 4, n_values=2)
+    with torch.no_grad():
+        start, middle, end = curve(torch.tensor([2.0, 4.0, 6.0]))
+    torch.testing.assert_close(middle, (start + end) / 2)
+
+
 def test_features_speak_for_unseen_parts():
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # C is described as A is
     encoder = randomised(ConditionEncoder(VOCABULARY, 8, features=features))

@@ -64,6 +64,7 @@ def test_what_is_learned(vocabulary):
     assert vocabulary.doses == (1.0, 7.0, 3.0)  # medians of A: 1, 3, 1; of B: 10, 4; of the unseen: of all
     assert vocabulary.dose_range == (1.0, 10.0)
     assert vocabulary.time_range == (6.0, 48.0)
+    assert vocabulary.n_times == 3
     assert vocabulary.depth[0] == pytest.approx(np.log([100, 200, 300, 400, 500, 600]).mean())
 
 

@@ -185,6 +185,11 @@ def test_null_spread_is_that_of_noise(library):
     z = np.array([score(one, same_units=False) for one in noise]) / spread
     assert 0.01 < (z > stats.norm.ppf(0.95)).mean() < 0.055  # a smaller library whitens less: rather too wide
     assert spread > 1.1 / np.sqrt(values.shape[1] - 1)  # genes are not independent
+    halves = 2 * drug + np.arange(len(drug)) % 2
+    assert null_spread(values, drug, drug) == spread
+    profiles = score.profiles(values, halves)
+    z = np.array([cosine(score.profile(one, same_units=False), profiles) for one in noise])
+    assert 0.01 < (z / null_spread(values, drug, halves) > stats.norm.ppf(0.95)).mean() < 0.055
 
 
 def test_too_small_libraries():

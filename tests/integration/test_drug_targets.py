@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scidiff.errors import InputError
-from scidiff.integration.drug_targets import join_key, read_drug_names, read_drug_targets
+from scidiff.integration.drug_identity import join_key
+from scidiff.integration.drug_targets import read_drug_names, read_drug_targets
 
 DRUG = """<drug type="small molecule"><drugbank-id primary="true">{id}</drugbank-id><drugbank-id>OLD1</drugbank-id>
 <name>{name}</name><pathways><pathway><drugs><drug><drugbank-id>DB9</drugbank-id><name>Other</name></drug></drugs>

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scidiff.errors import InputError
-from scidiff.integration import annotated, consensus_rank
+from scidiff.integration import agreement, annotated, consensus_rank
 
 
 def test_one_method_is_its_own_consensus():
@@ -44,6 +44,15 @@ def test_what_several_methods_find_comes_first():
         firsts["one"] += scores[0].idxmax() == 7
         firsts["all"] += consensus_rank(scores)[7] == 1
     assert firsts["all"] > firsts["one"] + 15
+
+
+def test_agreement_is_of_the_same_candidates():
+    tf = pd.DataFrame({"kind": "tf", "name": list("ABCD"), "rank": [1, 2, 3, 4], "ulm": [4.0, 3.0, -2.0, 1.0]})
+    drug = pd.DataFrame({"kind": "drug", "name": ["x", "y"], "rank": [1, 2], "cosine": [0.5, 0.1]})
+    other = tf.iloc[[3, 2, 0]].assign(ulm=[2.0, -4.0, 8.0], rank=[3, 2, 1])
+    table = agreement(pd.concat([tf, drug]), other, n_first=2).set_index("kind")
+    assert table.index.tolist() == ["tf"]  # no drug in the other
+    assert table.loc["tf"].tolist() == ["ulm", 3, pytest.approx(1.0), 1]  # A, of A and B, and A and C
 
 
 def test_cells_keep_their_ranking_in_a_file(tmp_path):

@@ -16,7 +16,7 @@ from scidiff.models.effect_groups import PRIOR_CELLS, GroupStats
 from scidiff.models.effect_measured import Measured
 from scidiff.models.effect_prior import Prior
 from scidiff.models.effect_process import MAX_ROWS, NO_KERNEL, Asked, Process, best_kernels
-from scidiff.models.effects import EffectModel
+from scidiff.models.effects import Effect, EffectModel
 
 CELL_SD = 0.5
 
@@ -165,6 +165,26 @@ class TestPosterior:
         assert np.mean(measured**2) == pytest.approx(CELL_SD**2 / 10, rel=0.1)
         left = np.mean([model.predict({}, (f"p{i}",)).mean ** 2 for i in range(20)])
         assert left < 0.1 * np.mean(measured**2)
+
+    def test_the_mean_of_a_few_strong_perturbations_is_no_response_of_all(self):
+        rng = np.random.default_rng(2)
+        strong = rng.standard_normal(500) * 0.5
+        rows = [{"perturbation": (), "mean": np.ones(500), "n": 1e5}]
+        rows += [{"perturbation": (f"p{i:02d}",), "mean": 1 + strong * (i < 6), "n": 30} for i in range(24)]
+        model = EffectModel.fit(groups(rows))
+        idle = np.mean([model.predict({}, (f"p{i:02d}",)).mean for i in range(6, 24)], axis=0)
+        assert abs(idle @ strong / (strong @ strong)) < 0.02  # the mean over all is a quarter of the strong ones
+        half = model.predict({}, ("p00",)).mean
+        assert half @ strong / (strong @ strong) == pytest.approx(1, abs=0.1)
+
+    def test_what_all_perturbations_share_is_a_response_of_all(self):
+        rng = np.random.default_rng(3)
+        common = rng.standard_normal(500) * 0.3
+        rows = [{"perturbation": (), "mean": np.ones(500), "n": 1e5}]
+        rows += [{"perturbation": (f"p{i:02d}",), "mean": 1 + common, "n": 10} for i in range(24)]
+        model = EffectModel.fit(groups(rows))
+        errors = np.mean([error(model.predict({}, (f"p{i:02d}",)), common) for i in range(24)])
+        assert errors < 0.15 * CELL_SD**2 / 10
 
     def test_a_clear_effect_of_one_gene_survives_in_a_perturbation_that_does_nothing_else(self):
         rows, _ = screen(12, 400)
@@ -492,6 +512,24 @@ class TestDoseAndTime:
         rows, _ = self.planted()
         with pytest.raises(InputError, match=message):
             EffectModel.fit(groups(rows)).predict({}, ("A",), **asked)
+
+
+class TestAsObserved:
+    def test_without_noise_it_is_the_effect_itself(self):
+        effect = Effect(np.array([-2.0, 0.0, 0.3]), np.zeros(3), 0.0, "seen")
+        np.testing.assert_allclose(effect.as_observed(np.zeros(3)), effect.mean, atol=1e-6)
+
+    def test_it_is_as_large_as_what_is_measured_again(self):
+        rng = np.random.default_rng(0)
+        prior, noise, n = 0.6, 1.0, 200_000
+        true = prior * rng.standard_normal(n)
+        first, again = true + rng.standard_normal((2, n)) * noise
+        share = prior**2 / (prior**2 + noise**2)
+        effect = Effect(share * first, np.full(n, share * noise**2), 0.0, "seen")
+        told = effect.as_observed(np.full(n, noise**2))
+        assert np.abs(told).mean() == pytest.approx(np.abs(again).mean(), rel=0.01)
+        assert np.abs(effect.mean).mean() < 0.5 * np.abs(again).mean()
+        assert (np.sign(told) == np.sign(first)).all()
 
 
 class TestModel:

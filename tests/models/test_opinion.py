@@ -9,7 +9,7 @@ import pytest
 from scidiff.models.effect_groups import GroupStats
 from scidiff.models.effect_measured import Measured
 from scidiff.models.effects import EffectModel
-from scidiff.models.opinion import ADDED, Opinion, fold_change
+from scidiff.models.opinion import ADDED, Opinion, _shares, fold_change
 
 N_GENES = 150
 
@@ -113,6 +113,45 @@ def test_no_second_opinion_of_what_was_measured_or_what_nobody_measured():
     new = effects.predict({"cell_type": "c8"}, ("A",), control_mean=control)
     assert sure.revised(new, effects, ("A",), control, dose=3.0) is new  # at a dose that no context saw
     assert Opinion().revised(new, effects, ("A",), control) is new
+
+
+def test_shares_are_the_best_that_are_not_negative_and_at_most_one():
+    rng = np.random.default_rng(3)
+    grid = np.array([(i / 50, j / 50) for i in range(51) for j in range(51 - i)])
+    for _ in range(20):
+        x, truth = rng.standard_normal((2, 5)), rng.standard_normal(5) * 1.5
+        shares = _shares(x @ x.T, x @ truth)
+        assert (shares >= 0).all()
+        assert shares.sum() <= 1 + 1e-4
+        best = grid[((grid @ x - truth) ** 2).sum(axis=1).argmin()]
+        np.testing.assert_allclose(shares, best, atol=0.03)
+
+
+def test_no_change_is_believed_where_contexts_have_nothing_in_common():
+    control = contexts(9)
+    common, own = np.random.default_rng(4).normal(0, 0.5, (2, 9, N_GENES))
+    none = [
+        Opinion.fit(EffectModel.fit(stats(control, control + effect))).none for effect in (own, common[:1] + 0 * own)
+    ]
+    assert none[0] > 0.8
+    assert none[1] < 0.1
+
+
+def test_where_patients_lack_effects_patients_are_left_out():
+    rng = np.random.default_rng(6)
+    control = np.repeat(contexts(7), 2, axis=0)
+    treated = control + np.repeat(rng.normal(0.0, 0.5, (7, N_GENES)), 2, axis=0)  # as large in both states
+    known = stats(control, treated)
+    known.table["patient"] = [f"patient {int(name[1:]) // 2}" for name in known.table["cell_type"]]
+    known.table["cell_type"] = [f"state {int(name[1:]) % 2}" for name in known.table["cell_type"]]
+    untreated = ~((known.table["patient"] == "patient 6") & (known.table["perturbation"].map(len) > 0)).to_numpy()
+    new = GroupStats(known.table[untreated].reset_index(drop=True), *(a[untreated] for a in arrays_of(known)))
+    assert Opinion.fit(EffectModel.fit(known)).none < 0.2  # the other state of a patient tells
+    assert Opinion.fit(EffectModel.fit(new)).none > 0.6
+
+
+def arrays_of(known: GroupStats) -> tuple[np.ndarray, ...]:
+    return known.mean, known.variance, known.n, known.log_depth, known.log_depth_variance
 
 
 def test_few_contexts_are_no_ground_for_an_opinion():

@@ -10,7 +10,6 @@ import torch
 import scidiff as sd
 from scidiff.models.thinning import Thinning
 from scidiff.sampling.field import Field, displacement, flow_step, log_tilt, replaced
-from scidiff.sampling.solvers import ancestral
 
 S = torch.tensor([40.0, 30.0, 20.0, 10.0])
 V = torch.tensor([-10.0, 0.0, 5.0, 5.0])
@@ -33,15 +32,20 @@ def seeded():
 
 
 def test_strength_zero_is_the_prior(rng):
-    x = cells(50)
-    tilt = log_tilt(S.expand(50, -1), V.expand(50, -1), dt=0.5)
-    moved = flow_step(of_cell, x, tilt, dt=0.5, process=Thinning(), generator=rng, strength=0.0)
-    again = torch.Generator().manual_seed(0)
-    process = Thinning()
-    kept = process.corrupt(x, torch.full((50,), math.exp(-0.5)), generator=again)
-    levels = process.levels(x.sum(dim=1), 2, start=kept.sum(dim=1))
-    assert torch.equal(moved, ancestral(of_cell, kept, levels, process=process, generator=again))
-    assert (displacement(of_cell, x, tilt, dt=0.5, strength=0.0) == 0).all()
+    """Cells with Dirichlet compositions, and their exact posterior: means and spread of counts stay as they are."""
+    alpha, n = torch.tensor([4.0, 3.0, 2.0, 1.0]), 6_000
+
+    def posterior(x, level, cond=None):
+        return torch.log(alpha + x)
+
+    x = torch.distributions.Multinomial(100, torch.distributions.Dirichlet(alpha).sample([n])).sample()
+    tilt = torch.randn(n, 4)
+    moved = x
+    for _ in range(3):
+        moved = flow_step(posterior, moved, tilt, dt=0.5, process=Thinning(), generator=rng, strength=0.0, n_steps=4)
+    torch.testing.assert_close(moved.mean(dim=0), x.mean(dim=0), atol=0.4, rtol=0)
+    torch.testing.assert_close(moved.std(dim=0), x.std(dim=0), atol=0, rtol=0.05)
+    assert (displacement(posterior, x, tilt, dt=0.5, strength=0.0) == 0).all()
 
 
 @pytest.mark.parametrize("dt", [0.1, 0.5, 2.0])

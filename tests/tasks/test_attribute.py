@@ -136,11 +136,14 @@ def test_regulators_and_drugs_stand_in_the_same_table(model):
     )
     values = np.stack([EFFECT[name] for name in "ABCDE"]) + rng.normal(0, 0.1, (5, N_GENES))
     signatures = Signatures(values, pd.Index(GENES), pd.DataFrame({"name": list("ABCDE")}), "planted")
-    targets = pd.DataFrame({"drug": ["b"], "identifier": ["DB1"], "target": ["G11"]})
+    targets = pd.DataFrame({"drug": "b", "target": ["G11", "G12", "G13"], "action": "agonist"})
     table = model.attribute(cells("B", "B", 200, seed=5), network=network, signatures=signatures, targets=targets)
     assert named(table, "tf")[0] == "TFB"
     assert named(table, "drug")[0] == "B"
-    assert table.loc[table["name"] == "B", "known_targets"].item() == "G11"
+    best = table[table["name"] == "B"].iloc[0]
+    assert best["known_targets"] == "G11,G12,G13"
+    assert best["target_set"] > 3
+    assert best["posterior"] == table.loc[table["name"] == "B @ 1", "posterior"].item() > 0.9
     for _, rows in table.groupby("kind"):
         assert sorted(rows["consensus_rank"]) == list(range(1, len(rows) + 1))
         assert rows["consensus_rank"].iloc[0] == 1
@@ -150,6 +153,37 @@ def test_regulators_and_drugs_stand_in_the_same_table(model):
     assert tried["in_silico"].abs().max() <= 1
     assert list(table.columns[:4]) == ["kind", "name", "rank", "consensus_rank"]
     assert list(table.columns[-5:]) == ["direction", "p_value", "fdr", "leading_genes", "source"]
+
+
+def test_drugs_that_were_in_training_have_the_posterior_of_all_their_doses(model):
+    signatures = Signatures(
+        np.stack([EFFECT[name] for name in "AABC"]) + rng.normal(0, 0.1, (4, N_GENES)),
+        pd.Index(GENES),
+        pd.DataFrame({"name": ["a", "a", "b", "never trained"], "dose": [1, 10, 1, 1]}),
+    )
+    query = cells("T", "A", 100, dose=0.6, seed=8)
+    table = model.attribute(query, signatures=signatures)
+    of = table.set_index("name")["posterior"]
+    assert of["a"] == pytest.approx(of["A @ 1"] + of["A @ 0.3"])
+    assert np.isnan(of["never trained"])
+    each = model.attribute(query, signatures=signatures, each_dose=True)
+    assert set(named(each, "drug")) == {"a @ 1", "a @ 10", "b @ 1", "never trained @ 1"}
+    assert named(each, "drug")[0][0] == "a"
+
+
+def test_drugs_are_ranked_by_their_targets_where_there_are_no_signatures(model):
+    targets = pd.DataFrame(
+        [(f"drug {name}", GENES[i], "agonist") for name in "ABC" for i in np.flatnonzero(EFFECT[name])],
+        columns=["drug", "target", "action"],
+    )
+    asked = cells("B", "B", 200, seed=5)
+    table = model.attribute(asked, targets=targets)
+    assert named(table, "drug")[0] == "drug B"
+    best = table[table["kind"] == "drug"].iloc[0]
+    assert best["p_value"] < 1e-3
+    assert best["n_targets"] == 10
+    assert named(model.attribute(asked, targets=targets, direction="reverse"), "drug")[-1] == "drug B"
+    assert named(model.attribute(up=["G20", "G21", "G22"], targets=targets), "drug")[0] == "drug C"
 
 
 def test_a_saved_model_names_the_same(model, tmp_path):
@@ -180,9 +214,9 @@ def test_with_one_perturbation_there_is_no_question(tmp_path):
         ({"effect": {"G1": 0.0}}, "changes nothing"),
         ({"up": "G1"}, "take lists"),
         ({"up": ["G1"], "pairs": True}, "pairs= needs cells"),
-        ({"up": ["G1"], "targets": pd.DataFrame()}, "targets= are shown beside drugs"),
-        ({"up": ["G1"], "drug_names": pd.Series({"x": "DB1"})}, "drug_names= join drugs with their targets"),
-        ({"phenotype": sd.Phenotype(up=["G1"]), "targets": pd.DataFrame()}, "targets= are shown beside drugs"),
+        ({"up": ["G1"], "each_dose": True}, "each_dose= ranks signatures"),
+        ({"up": ["G1"], "drug_names": pd.Series({"x": "DB1"})}, "drug_names= say which drugs are one"),
+        ({"phenotype": sd.Phenotype(up=["G1"]), "targets": pd.DataFrame()}, "name the genes of the phenotype"),
         ({"phenotype": sd.Phenotype(up=["G1"]), "network": pd.DataFrame()}, "name the genes of the phenotype"),
         ({"up": ["G1"], "reference": cells("B", "DMSO", 2)}, "reference= is what cells are compared with"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import scidiff as sd
 from scidiff.data import simulate
 from scidiff.evaluation.metrics import cross_boundary_direction
-from scidiff.integration.velocity import nearest
+from scidiff.integration.velocity import nearest, read_velocity
 
 SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
 
@@ -64,6 +64,44 @@ def test_velocity_is_in_the_form_that_others_read(moving, model, tmp_path):
 def test_without_strength_nothing_moves(model, controls):
     still = model.velocity(controls[:60], strength=0, n_neighbors=10, layer="counts")
     np.testing.assert_allclose(still.layers["velocity"], 0, atol=1e-5)
+
+
+def test_cells_flow_where_their_velocity_leads(model, controls):
+    """What cells win beside those that flow against it is their velocity; what both do is the network's diffusion."""
+    cells = controls.copy()
+    cells.obs["young"] = ((cells.obs["cell_type"] != "stem") & (cells.obs["pseudotime"] < 0.7)).map(str)
+    ask = {"velocity": 2, "where": {"young": "True"}, "steps": 4, "layer": "counts"}
+    made = model.trajectory(cells, **ask)
+    frame = [made[made.obs["frame"] == k] for k in range(5)]
+    start = cells[cells.obs["young"] == "True"]
+    assert frame[0].obs["cell"].tolist() == frame[0].obs["near"].tolist() == start.obs_names.tolist()
+    assert (frame[0].layers["counts"] != start.layers["counts"]).nnz == 0
+    depth = [np.asarray(some.layers["counts"].sum(axis=1)).ravel() for some in frame]
+    np.testing.assert_array_equal(depth[4], depth[0])
+    assert made.obs["position"].unique().tolist() == [0, 0.5, 1, 1.5, 2]
+    assert (model.trajectory(cells, **ask).layers["counts"] != made.layers["counts"]).nnz == 0
+
+    found = read_velocity(cells)
+    cells.layers.update(Ms=found.s, velocity=-found.v)
+    cells.var["velocity_genes"] = found.known
+    against = model.trajectory(cells, **ask)
+    forth, back = (way[way.obs["frame"] == 4].layers["counts"].mean(axis=0) for way in (made, against))
+    won = np.asarray(forth - back).ravel()
+    young = (cells.obs["young"] == "True").to_numpy()
+    assert np.corrcoef(won, found.v[young].mean(axis=0))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"velocity": 0}, "velocity=0"),
+        ({"velocity": 5, "along": {"time": (0, 72)}}, "without to=, along="),
+        ({"velocity": 5, "where": {"cell_type": "nobody"}}, "nobody"),
+    ],
+)
+def test_flows_that_cannot_be(model, controls, options, message):
+    with pytest.raises(sd.InputError, match=message):
+        model.trajectory(controls, layer="counts", **options)
 
 
 def test_cellrank_reads_it(moving):

@@ -84,9 +84,10 @@ def test_cells_come_back_one_for_one_with_counts_and_provenance(model, source):
     assert json.loads(told["condition"])[0]["perturbation"] == "A"
     assert told["scales"] == {"X": "log1p(CP10k)", "counts": "counts"}
     effects = told["effects"]
-    assert list(effects.columns) == ["condition", "gene", "effect", "low", "high", "n"]
+    assert list(effects.columns) == ["condition", "gene", "effect", "low", "high", "as_observed", "n"]
     assert effects["condition"].unique().tolist() == ["cell_type=CD8 T perturbation=A dose=1.0"]
     assert (effects["low"] < effects["effect"]).all()
+    assert (effects["as_observed"].abs() > effects["effect"].abs() - 1e-9).all()  # noise enlarges
     assert (effects["effect"] < effects["high"]).all()
     np.testing.assert_allclose(effect_of(made, source), effects["effect"], atol=0.08)
     pd.testing.assert_frame_equal(source.obs, before.obs)

@@ -63,12 +63,14 @@ class Results:
         folder = Path(folder)
         check_folder_place(folder)
         asked = json.loads(json.dumps(dict(asked)))
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / REQUEST).is_file()):
+        others = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+        if folder.is_file() or (others and not (folder / REQUEST).is_file()):
             raise InputError(f"cannot write {folder}: it exists and is no benchmark; choose another place")
         if not (folder / REQUEST).is_file():
             with writing(folder):
                 folder.mkdir(exist_ok=True)
-                (folder / REQUEST).write_text(json.dumps(asked, indent=1))
+            with whole_file(folder / REQUEST) as part:
+                part.write_text(json.dumps(asked, indent=1))
             return cls(folder, dataset, pd.DataFrame(columns=COLUMNS))
         if not resume:
             raise InputError(f"{folder} holds a benchmark: go on with --resume, or delete it")

@@ -48,7 +48,7 @@ class ConditionEncoder(nn.Module):
         self.scores = nn.ModuleDict(
             {_key(name): SmoothCurve(bounds, width) for name, bounds in vocabulary.modules.items()}
         )
-        self.time = SmoothCurve(vocabulary.time_range or (0.0, 1.0), width)
+        self.time = SmoothCurve(vocabulary.time_range or (0.0, 1.0), width, n_values=vocabulary.n_times)
         self.depth_scale = vocabulary.depth
         self.depth = nn.Linear(2, width)
         self.has_perturbation = "perturbation" in vocabulary.attributes
@@ -118,21 +118,31 @@ class DoseCurve(nn.Module):
 class SmoothCurve(nn.Module):
     """Smooth vector-valued curve over a continuous attribute: a line and slow waves over the training range.
 
-    Outside the range it goes on along its line while the waves stay at their ends.
+    Outside the range it goes on along its line while the waves stay at their ends. Two values in training make it a
+    line, three add half a wave, and so on: what no value tells would keep its random beginning.
+
+    Parameters
+    ----------
+    bounds
+        Smallest and largest training value.
+    width
+        Length of the vector.
+    n_values
+        Different values in training; None: many.
     """
 
-    def __init__(self, bounds: tuple[float, float], width: int, *, n_waves: int = 2) -> None:
+    def __init__(self, bounds: tuple[float, float], width: int, *, n_values: int | None = None) -> None:
         super().__init__()
         self.low, self.span = bounds[0], (bounds[1] - bounds[0]) or 1.0  # one time only: any unit will do
-        self.frequencies = [math.pi * k for k in range(1, n_waves + 1)]
-        self.map = nn.Linear(1 + 2 * n_waves, width)
+        waves = [(wave, math.pi * k) for k in (1, 2) for wave in (torch.sin, torch.cos)]
+        self.waves = waves if n_values is None else waves[: max(n_values - 2, 0)]
+        self.map = nn.Linear(1 + len(self.waves), width)
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the curve at each value, shape (n_cells, width)."""
         u = (value - self.low) / self.span
         inside = u.clamp(0, 1)
-        waves = [wave(inside * f) for f in self.frequencies for wave in (torch.sin, torch.cos)]
-        return self.map(torch.stack([u, *waves], dim=1))
+        return self.map(torch.stack([u, *(wave(inside * f) for wave, f in self.waves)], dim=1))
 
 
 def _key(name: str) -> str:

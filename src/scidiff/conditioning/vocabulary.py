@@ -117,6 +117,8 @@ class Vocabulary:
         Median training dose of each part, where there are doses; the starting point of the learned curve.
     time_range, dose_range
         Smallest and largest training value, or None.
+    n_times
+        Different training times; None: not known, taken as many.
     depth
         Mean and standard deviation of the natural log of the molecules per training cell.
     units
@@ -132,6 +134,7 @@ class Vocabulary:
     doses: tuple[float, ...] = ()
     time_range: tuple[float, float] | None = None
     dose_range: tuple[float, float] | None = None
+    n_times: int | None = None
     depth: tuple[float, float] = (0.0, 1.0)
     units: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     modules: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -198,6 +201,7 @@ class Vocabulary:
             parts=parts,
             doses=medians,
             time_range=(float(time.min()), float(time.max())) if len(time) else None,
+            n_times=int(time.nunique()) or None,
             dose_range=dose_range,
             depth=(float(log_depth.mean()), float(max(log_depth.std(), 0.1))),
             units=dict(table.attrs.get("units", {})),

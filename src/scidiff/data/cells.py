@@ -206,6 +206,11 @@ def load(where: str, stored: Any, genes: pd.Index, cells: pd.Index) -> Matrix:
         It has NaN or infinite values; the first cell and gene are named.
     """
     x = stored.to_memory() if hasattr(stored, "to_memory") else stored
+    if hasattr(x, "check_format"):  # of a damaged file: compiled code would read beyond the end
+        try:
+            x.check_format()
+        except ValueError as error:
+            raise InputError(f"{where} is no sound sparse matrix: {error}") from None
     x = sparse.csr_matrix(x) if sparse.issparse(x) else np.asarray(x)
     if sparse.issparse(x) and not x.has_canonical_format:
         x = x.copy()  # scipy sorts in place even when it compares, and these arrays are the caller's

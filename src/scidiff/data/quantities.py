@@ -87,7 +87,9 @@ def _to_number(value: object, role: str) -> tuple[float, str | None]:
                 f"{role} {value!r} cannot be read; write a number with or without a unit, such as {examples}"
             )
         family, size = UNITS[role][unit] if unit else (None, Fraction(1))
-        number = float(Fraction(match[1]) * size)
+        number = float(match[1])
+        if np.isfinite(number) and number:  # a fraction of 1e999999999 would never end
+            number = float(Fraction(match[1]) * size)
     if not np.isfinite(number):
         raise InputError(f"{role} {value!r} is not finite; leave it empty where it is not known")
     if role == "dose" and number < 0:

@@ -76,8 +76,12 @@ class Schema:
     def __post_init__(self) -> None:
         for name in ("context", "modules"):
             columns = getattr(self, name)
-            object.__setattr__(self, name, (columns,) if isinstance(columns, str) else tuple(columns or ()))
+            several = isinstance(columns, Iterable) and not isinstance(columns, str)
+            object.__setattr__(self, name, tuple(columns) if several else () if columns is None else (columns,))
         context = self.context
+        single = [getattr(self, name) for name in (*ROLES, "combination_sep") if getattr(self, name) is not None]
+        if wrong := [name for name in (*context, *self.modules, *single) if not isinstance(name, str)]:
+            raise InputError(f"a schema has names of obs columns, not {wrong[0]!r}")
         if self.control is not None:
             object.__setattr__(self, "control", str(self.control))
             if self.perturbation is None:

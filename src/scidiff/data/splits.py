@@ -116,8 +116,19 @@ class Split:
 
     @classmethod
     def from_json(cls, text: str) -> Split:
-        """Return the split that :meth:`to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        """Return the split that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            It wrote something else, or what it wrote was damaged.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except InputError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"this is no split: {error}; make it again") from None
 
 
 def random_split(adata: AnnData, schema: Schema, *, fraction: float = 1 / 3, seed: int = 0) -> Split:

@@ -22,8 +22,10 @@ from scidiff.evaluation.report import facts, write_page
 #: columns that are no scores of methods
 DESCRIBING = (
     "kind", "name", "rank", "consensus_rank", "direction", "se", "p_value", "fdr", "n_targets", "n_signatures", "dose",
-    "cells",
+    "dose_trend", "cells",
 )  # fmt: skip
+#: columns that say the same of all candidates as a rule, and then stand beneath the table
+SAID_ONCE = ("direction", "source")
 HEADINGS = {"perturbation": "Perturbations", "tf": "Regulators", "drug": "Drugs"}
 MEANING = {
     "posterior": "chance among the perturbations of training",
@@ -40,10 +42,16 @@ MEANING = {
     "weighted_connectivity": "weighted connectivity score",
     "zhang": "correlation of signed ranks",
     "enrichment": "enrichment of the drug's gene sets",
+    "target_set": "t-value: is what the drug inhibits down, and what it raises up?",
+    "dose": "the dose most like the change asked about",
+    "dose_trend": "rank correlation of dose and likeness",
+    "n_signatures": "signatures of the drug",
+    "n_targets": "targets that were measured",
     "consensus_rank": "order over several scores of the kind together",
-    "direction": "mimic: would cause the phenotype; reverse: would undo it",
+    "mimic": "mimic: would cause the phenotype",
+    "reverse": "reverse: would undo it",
     "se": "standard error of the gain",
-    "p_value": "of the first score",
+    "p_value": "that noise alone has a first score as high",
     "fdr": "false discovery rate, Benjamini and Hochberg",
     "known_targets": "what the drug is known to bind",
     "leading_genes": "genes that speak most for the candidate",
@@ -51,6 +59,7 @@ MEANING = {
 #: candidates with a name in the plot; bars of a waterfall; regulators and genes of each in the network
 N_NAMED, N_BARS, N_REGULATORS, N_GENES = 8, 40, 6, 8
 WIDTH, HEIGHT, MARGIN = 640.0, 340.0, 46.0
+LONGEST, LETTER = 20, 10.0  # letters of a name in a plot, and the width of one on a small screen
 
 
 def write_ranking(
@@ -104,11 +113,15 @@ def write_ranking(
 def _kind(kind: str, rows: pd.DataFrame, signs: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     """Return what the template shows of the candidates of one kind."""
     rows = _ordered(rows.dropna(axis=1, how="all").sort_values("rank", ignore_index=True))
+    same = [name for name in SAID_ONCE if name in rows and len(rows) > 1 and rows[name].nunique(dropna=False) == 1]
+    said = {name: MEANING.get(str(rows[name].iloc[0]), str(rows[name].iloc[0])) for name in same}
+    rows = rows.drop(columns=same)
     return {
         "id": "".join(letter for letter in kind if letter.isalnum()) or "kind",
         "heading": HEADINGS.get(kind, kind),
         "first": [str(name) for name in rows["name"].head(5)],
         "columns": [_column(name, rows[name]) for name in rows if name != "kind"],
+        "same": [(name, text) for name, text in said.items() if text],
         "rows": [[_cell(value) for value in row] for row in rows.drop(columns="kind").itertuples(index=False)],
         "plot": _plot(rows),
         "network": _network(rows, signs) if kind == "tf" and "leading_genes" in rows else None,
@@ -179,10 +192,14 @@ def _plot(rows: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _volcano(rows: pd.DataFrame, score: str) -> dict[str, Any]:
+    said = score.replace("_", " ")
     strength = -np.log10(np.maximum(rows["p_value"].to_numpy(float), 1e-300))
     values = rows[score].to_numpy(float)
-    room = 0.16 * max(np.ptp([*values, 0.0]), 1e-9)  # for names on the outer side
-    across = Axis(min(values.min(), 0) - room, max(values.max(), 0) + room, MARGIN, WIDTH - 14)
+    named = [_short(str(name)) for name in rows["name"].head(N_NAMED)]
+    # room for names, on the outer side of their points
+    left, right = (max([0.04, *(n * LETTER / WIDTH for n in map(len, some))]) for some in _by_side(named, values))
+    wide = max(np.ptp([*values, 0.0]), 1e-9) / (1 - left - right)
+    across = Axis(min(values.min(), 0) - left * wide, max(values.max(), 0) + right * wide, MARGIN, WIDTH - 14)
     up = Axis(0, max(strength.max(), 1) * 1.08, HEIGHT - MARGIN, 12)
     sure = rows["fdr"].to_numpy(float) < 0.05 if "fdr" in rows else strength > -math.log10(0.05)
     points = [
@@ -202,27 +219,48 @@ def _volcano(rows: pd.DataFrame, score: str) -> dict[str, Any]:
         "labels": _labels(points[:N_NAMED]),
         "x": across,
         "y": up,
-        "x_name": score,
+        "x_name": said,
         "y_name": "−log10 p",
-        "text": f"Every point is a candidate: {score} across, −log10 p up. Coloured: false discovery rate below 5 %.",
+        "text": f"Every point is a candidate: {said} across, −log10 p up. Coloured: false discovery rate below 5 %.",
     }
 
 
 def _labels(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return names on the outer side of their points, where a volcano is empty, moved down from one another."""
+    """Return names on the outer side of their points, where a volcano is empty, the first points first.
+
+    A name is moved a little from another one; where that is not enough, it is left out.
+    """
     placed: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda one: one["y"]):
+    for point in points:
         outer = 9 if point["side"] == "up" else -9
-        label = {"x": point["x"] + outer, "y": point["y"] + 4, "name": point["name"], "left": outer < 0}
-        for other in placed:
-            if label["left"] == other["left"] and abs(label["x"] - other["x"]) < 80 and label["y"] - other["y"] < 16:
-                label["y"] = other["y"] + 16
-        placed.append(label)
+        label = {"x": point["x"] + outer, "y": point["y"] + 4, "name": _short(point["name"]), "left": outer < 0}
+        for moved in (0, 6, -6, 12, -12):
+            here = label | {"y": label["y"] + moved}
+            if not any(_meet(here, other) for other in placed):
+                placed.append(here)
+                break
     return placed
 
 
+def _meet(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two names on the same side of a plot are written over one another."""
+    first = other if (one["x"] > other["x"]) != one["left"] else one  # whose letters run towards the other's
+    apart = abs(one["x"] - other["x"])
+    return one["left"] == other["left"] and abs(one["y"] - other["y"]) < 15 and apart < len(first["name"]) * LETTER
+
+
+def _by_side(names: Sequence[str], values: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return the names that stand left and right of their points."""
+    up = values[: len(names)] > 0
+    return [one for one, is_up in zip(names, up, strict=True) if not is_up], list(np.array(names)[up])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[:4]}…{name[5 - LONGEST :]}"  # what differs is mostly at the end
+
+
 def _waterfall(rows: pd.DataFrame, score: str) -> dict[str, Any]:
-    values = rows[score].to_numpy(float)
+    values, said = rows[score].to_numpy(float), score.replace("_", " ")
     room = 0.04 * max(np.ptp(values), 1e-9)
     y = Axis(min(values.min(), 0) - room * (values.min() < 0), max(values.max(), 0) + room, HEIGHT - MARGIN, 12)
     wide = (WIDTH - 14 - MARGIN) / len(values)
@@ -242,8 +280,8 @@ def _waterfall(rows: pd.DataFrame, score: str) -> dict[str, Any]:
         "kind": "waterfall",
         "bars": bars,
         "y": y,
-        "y_name": score,
-        "text": f"The first {len(values)} candidates in the order of the table: {score}.",
+        "y_name": said,
+        "text": f"The first {len(values)} candidates in the order of the table: {said}.",
     }
 
 

@@ -265,12 +265,22 @@ class WhitenedSpearman:
         ranks = centred_ranks((np.atleast_2d(query) - self.centre * same_units) / self.scale).mean(axis=0)
         return centred_ranks(self._whiten(ranks))
 
+    def profiles(self, signatures: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Return the ranks of whitened groups of the library's signatures, shape (n_groups, n_genes).
+
+        Groups are drugs, or doses of a drug: codes 0 to n_groups - 1, shape (n_signatures,).
+        """
+        ranks = centred_ranks((signatures - self.centre) / self.scale)
+        return centred_ranks(self._whiten(group_means(ranks, groups)))
+
     def _whiten(self, ranks: np.ndarray) -> np.ndarray:
         x = (ranks - self.mean) / self.unit
         return self.shrink[0] * x + (x @ self.axes.T * self.shrink[1:]) @ self.axes
 
 
-def null_spread(signatures: np.ndarray, groups: np.ndarray, *, n_folds: int = 5) -> float:
+def null_spread(
+    signatures: np.ndarray, groups: np.ndarray, compared: np.ndarray | None = None, *, n_folds: int = 5
+) -> float:
     """Return the standard deviation of :class:`WhitenedSpearman` with a query that is only noise.
 
     A fifth of the signatures is left out in turn; what is left of each after the mean of its drug's others (all of it
@@ -278,9 +288,17 @@ def null_spread(signatures: np.ndarray, groups: np.ndarray, *, n_folds: int = 5)
     show up here, so p-values need not assume them independent. What the doses of a drug truly differ by is taken for
     noise: p-values are rather too large than too small. NaN where nothing can be left out: of three signatures two are
     no library, and of a single drug nothing is another one.
+
+    Parameters
+    ----------
+    signatures, groups
+        As in :meth:`WhitenedSpearman.fit`.
+    compared
+        What a query is compared with: codes for every signature, of parts of a drug such as its doses. None: drugs.
     """
     if len(signatures) <= MIN_SIGNATURES or not groups.any():
         return np.nan
+    compared = groups if compared is None else compared
     scores = []
     folds = _spread_over(groups, n_folds)
     for fold in range(n_folds):
@@ -288,10 +306,13 @@ def null_spread(signatures: np.ndarray, groups: np.ndarray, *, n_folds: int = 5)
         kept, codes = np.unique(groups[inside], return_inverse=True)
         score = WhitenedSpearman.fit(signatures[inside], codes)
         means = group_means(signatures[inside], codes)
+        _, first, parts = np.unique(compared[inside], return_index=True, return_inverse=True)
+        profiles, drug = score.profiles(signatures[inside], parts), groups[inside][first]
         for row in np.flatnonzero(~inside):
             own = kept == groups[row]
             noise = signatures[row] - means[own][0] if own.any() else signatures[row] - score.centre
-            scores.append(score(noise + score.centre)[~own])
+            found = cosine(score.profile(noise + score.centre), profiles)
+            scores.append(found[drug != groups[row]])
     return float(np.sqrt(np.mean(np.concatenate(scores) ** 2)))
 
 

@@ -11,7 +11,7 @@ any table                  columns drug (or name) and target (or gene)          
 =========================  =====================================================  ===================================
 
 Formats: Knox et al. 2024 (DrugBank), Kanemaru et al. 2023 (drug2cell). Drugs of several files are joined by
-:func:`join_key` of an identifier, or by :func:`read_drug_names`, not by luck of spelling.
+:mod:`~scidiff.integration.drug_identity`, not by luck of spelling.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from xml.parsers import expat
 import pandas as pd
 
 from scidiff.errors import InputError
-from scidiff.integration.reading import check_file, found, head, naming, open_text, pick, plain, read_columns, suffix_of
+from scidiff.integration.drug_identity import join_key
+from scidiff.integration.reading import check_file, found, head, naming, open_text, pick, read_columns, suffix_of
 
 COLUMNS = ["drug", "identifier", "target", "action", "source"]
 NAMESPACE = "{http://www.drugbank.ca}"
@@ -59,9 +60,10 @@ def read_drug_targets(path: str | Path) -> pd.DataFrame:
 
 
 def read_drug_names(path: str | Path) -> pd.Series:
-    """Return DrugBank's open vocabulary: every name and synonym, as :func:`join_key` writes it -> DrugBank id.
+    """Return DrugBank's open vocabulary: every name and synonym -> DrugBank id.
 
-    A name that several drugs claim is theirs who have it as their common name, else nobody's.
+    Names stand as :func:`~scidiff.integration.drug_identity.join_key` writes them. A name that several drugs claim is
+    theirs who have it as their common name, else nobody's.
 
     Raises
     ------
@@ -82,11 +84,6 @@ def read_drug_names(path: str | Path) -> pd.Series:
             claimed.setdefault(join_key(name), set()).add(row[identifier])
     alone = {name: next(iter(drugs)) for name, drugs in claimed.items() if name and len(drugs) == 1}
     return pd.Series(alone | names, name="identifier")
-
-
-def join_key(name: str) -> str:
-    """Return a drug's name or identifier in small letters without signs: ``PD-0325901`` and ``pd0325901`` are one."""
-    return plain(name)
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""Which drugs would cause, or undo, a change of expression: signatures of drugs ranked by how they connect with it.
+"""Which drugs would cause, or undo, a change of expression.
 
 The effect (designed, predicted or observed) is compared with every drug's signatures by several scores of
 :mod:`~scidiff.integration.connectivity`; the first decides, the others stand beside it, so that disagreement shows.
+Beside them stands what else is known: how the drug's targets change (:mod:`~scidiff.integration.target_sets`), and the
+chance that a model gives the drug where it was in training. Signatures of several doses are also compared dose by dose.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import pandas as pd
 from scidiff.errors import DataWarning, InputError, closest
 from scidiff.integration import connectivity
 from scidiff.integration.connectivity import WhitenedSpearman, centred_ranks, group_means
-from scidiff.integration.drug_targets import join_key
-from scidiff.integration.ranking import consensus_rank
+from scidiff.integration.doses import Doses
+from scidiff.integration.drug_identity import matching, one_drug
+from scidiff.integration.ranking import DIRECTIONS, consensus_rank, one_sided
+from scidiff.integration.regulators import Matrix, rank_regulators
 from scidiff.integration.signatures import Signatures
+from scidiff.integration.target_sets import rank_target_sets, targets_of
 
 MIN_OVERLAP = 10  # with fewer genes in common a score says nothing
 N_LEADING = 10
-DIRECTIONS = {"mimic": 1.0, "reverse": -1.0}
-
-IDENTIFIERS = ("identifier", "pert_id", "drugbank_id", "chembl_id", "inchi_key")  # columns that name a drug for good
 
 #: scores of a query with the mean signature of every drug, beside the whitened one
 SCORES = {
@@ -64,10 +66,13 @@ def rank_drugs(
     direction: str = "mimic",
     methods: Sequence[str] | None = None,
     same_units: bool = False,
+    each_dose: bool = False,
     leave_out: Iterable[str] = (),
     min_overlap: int = MIN_OVERLAP,
     targets: pd.DataFrame | None = None,
     drug_names: pd.Series | None = None,
+    posterior: pd.Series | None = None,
+    cells: tuple[Matrix, Matrix] | None = None,
 ) -> pd.DataFrame:
     """Return the drugs of a library, the best first, one row each.
 
@@ -76,15 +81,20 @@ def rank_drugs(
     ``direction`` as it was asked for; ``p_value`` of the first method, that a query of noise alone scores as much in
     that direction (NaN where that is not known: for weighted_connectivity, xsum, zhang and enrichment, and in a library
     of three signatures or one drug); ``fdr`` (Benjamini & Hochberg 1995); ``leading_genes``, which
-    change most and alike in both (to reverse: most and oppositely); ``n_signatures``; ``dose`` of the signature most
-    like the effect, where doses are known; ``known_targets``, where targets are given; ``source``.
+    change most and alike in both (to reverse: most and oppositely); ``n_signatures``; ``source``.
+
+    Where doses are known: ``dose``, the one with the best cosine in that direction, and ``dose_trend``, the rank
+    correlation of at least three doses with their cosines, positive where more of the drug mimics the effect more.
+    Where targets are given: ``known_targets``, and ``target_set``, how they change
+    (:func:`~scidiff.integration.target_sets.rank_target_sets`). Where a posterior is given: ``posterior``. These stand
+    beside; they have no part in rank and consensus.
 
     Parameters
     ----------
     effect
         Change of every gene, or of replicates (genes x replicates), or an :func:`up_down`. Genes are its index.
     signatures
-        The library; rows of one ``name`` are one drug.
+        The library; rows with a name or an identifier in common are one drug, its names stand together (``A / B``).
     direction
         "mimic": drugs that would cause the effect; "reverse": that would undo it.
     methods
@@ -93,6 +103,8 @@ def rank_drugs(
     same_units
         Whether the effect was measured like the library, in its units, so that what all its signatures have in common
         is taken off the effect too.
+    each_dose
+        Rank every dose of a drug on its own, named ``A @ 10``.
     leave_out
         Genes not to be compared, such as those that were steered.
     min_overlap
@@ -101,44 +113,68 @@ def rank_drugs(
     targets
         From :func:`~scidiff.integration.drug_targets.read_drug_targets`; joined by identifier, else by name.
     drug_names
-        From :func:`~scidiff.integration.drug_targets.read_drug_names`: names of one drug, so that targets of
-        Dactolisib are those of BEZ-235.
+        From :func:`~scidiff.integration.drug_targets.read_drug_names`: which names are of one drug, so that Dactolisib
+        is BEZ-235.
+    posterior
+        Of drugs that a model was trained on, by name: the chance that it is the one behind the effect.
+    cells
+        Treated and control cells that the effect is the mean difference of, log1p(CP10k), each (n_cells, n_genes) with
+        the genes of ``effect`` in its order. With them, p-values of cosines with gene sets rest on how the cells vary
+        (:mod:`~scidiff.integration.regulators`); without them they take genes as independent, and are too small.
 
     Raises
     ------
     InputError
-        A method or direction is not known, values are not finite, or too few genes are shared.
+        A method or direction is not known, values are not finite, too few genes are shared, or there are no doses to
+        rank.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction={direction!r}{closest(direction, DIRECTIONS)}")
     for method in methods or ():
         if method not in METHODS:
             raise InputError(f"there is no connectivity score {method!r}{closest(method, METHODS)}")
+    if each_dose and "dose" not in signatures.table:
+        raise InputError(f"{signatures.source or 'the library'} has no column dose; leave out each_dose=")
     query, signatures = _aligned(effect, signatures, set(leave_out), min_overlap)
     sign, methods = DIRECTIONS[direction], tuple(methods or (OF_SETS if signatures.are_sets else OF_VALUES))
-    library = Library.of(query, signatures, same_units=same_units)
+    drug, names = one_drug(signatures.table, drug_names)
+    library = Library.of(query, signatures, drug, same_units=same_units)
+    doses = Doses.of(signatures.table["dose"], drug, names) if "dose" in signatures.table else None
+    row, of_row = drug, np.arange(len(names))  # the row of every signature, and the drug of every row
+    if each_dose and doses is not None:
+        row, of_row, names = doses.code, doses.drug, doses.names
 
-    scores = {method: library.score(method) for method in methods}
-    ranks = pd.DataFrame({method: pd.Series(-sign * score).rank(method="first") for method, score in scores.items()})
-    table = pd.DataFrame({"kind": "drug", "name": library.names, "rank": ranks[methods[0]].astype(int), **scores})
-    table["consensus_rank"] = consensus_rank(sign * pd.DataFrame(scores))
-    table["direction"] = direction
-    table["p_value"] = _upper_tail(sign * scores[methods[0]] / library.null_spread(methods[0]))
+    scores = pd.DataFrame({method: library.score(method, row) for method in methods})
+    first = sign * scores[methods[0]]
+    table = pd.DataFrame({"kind": "drug", "name": names, "rank": (-first).rank(method="first").astype(int)})
+    table = table.assign(**scores, consensus_rank=consensus_rank(sign * scores), direction=direction)
+    if cells is not None and signatures.are_sets and methods[0] == "cosine":
+        table["p_value"] = _p_by_cells(effect, library.means(row), signatures.genes, cells, sign)
+    else:
+        table["p_value"] = _upper_tail(first / library.null_spread(methods[0], row))
     table["fdr"] = _fdr(table["p_value"].to_numpy())
-    table["leading_genes"] = _leading(sign * library.mean, library.drugs, signatures.genes)
-    table["n_signatures"] = np.bincount(library.codes)
-    if "dose" in signatures.table:
-        best = pd.Series(sign * library.score_each()).groupby(library.codes).idxmax()
-        table["dose"] = list(signatures.table["dose"].iloc[best])
+    table["leading_genes"] = _leading(sign * library.mean, library.means(row), signatures.genes)
+    table["n_signatures"] = np.bincount(row)
+    if each_dose and doses is not None:
+        table["dose"] = doses.dose
+    elif doses is not None:
+        each = library.score("cosine", doses.code)  # whitening takes for noise what doses of a drug differ by
+        table["dose"], table["dose_trend"] = doses.best(sign * each), doses.trend(each)
     if targets is not None:
-        table["known_targets"] = _targets_of(signatures.table, library.names, targets, drug_names)
+        known = _by_targets(effect, signatures.table, drug, targets, drug_names, leave_out)
+        table = table.join(known.iloc[of_row].reset_index(drop=True))
+    if posterior is not None:
+        table["posterior"] = _in_training(signatures.table, drug, posterior, drug_names)[of_row]
     table["source"] = signatures.source
     return table.sort_values("rank", ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """A query and the drugs it is compared with, over the same genes. Made by :meth:`of`.
+    """A query and the signatures it is compared with, over the same genes. Made by :meth:`of`.
+
+    What is compared are means of signatures: of a drug, or of a dose of it. Which belong together is said by codes,
+    0 to n_groups - 1, for every signature.
 
     Parameters
     ----------
@@ -146,54 +182,54 @@ class Library:
         Replicates as they came, (n, n_genes).
     values
         Signatures as they came, (n_signatures, n_genes).
-    codes, names
-        The drug of every signature, and the names of the drugs.
-    mean, drugs
-        Mean query, (n_genes,), and mean signature of every drug, (n_drugs, n_genes), less what the library has in
-        common; of gene sets, the query less its mean over genes.
+    drug
+        Code of the drug of every signature, for how much signatures of one drug differ.
+    mean
+        Mean query, (n_genes,), less what the library has in common if that was asked for; of gene sets, less its mean
+        over genes.
+    centre
+        What the drugs have in common, (n_genes,); of gene sets, nothing.
     same_units
         See :func:`rank_drugs`.
     """
 
     query: np.ndarray
     values: np.ndarray
-    codes: np.ndarray
-    names: pd.Index
+    drug: np.ndarray
     mean: np.ndarray
-    drugs: np.ndarray
+    centre: np.ndarray
     same_units: bool
 
     @classmethod
-    def of(cls, query: np.ndarray, signatures: Signatures, *, same_units: bool) -> Library:
+    def of(cls, query: np.ndarray, signatures: Signatures, drug: np.ndarray, *, same_units: bool) -> Library:
         """Return the library of a query, (n, n_genes), over the genes of the signatures."""
-        values = signatures.values.astype(float)
-        codes, names = pd.factorize(signatures.table["name"].astype(str))
-        drugs, mean = group_means(values, codes), query.mean(axis=0)
+        values, mean = signatures.values.astype(float), query.mean(axis=0)
         if signatures.are_sets:
-            return cls(query, values, codes, names, mean - mean.mean(), drugs, same_units)
-        centre = drugs.mean(axis=0)
-        return cls(query, values, codes, names, mean - centre * same_units, drugs - centre, same_units)
+            return cls(query, values, drug, mean - mean.mean(), np.zeros(len(mean)), same_units)
+        centre = group_means(values, drug).mean(axis=0)
+        return cls(query, values, drug, mean - centre * same_units, centre, same_units)
 
     @cached_property
     def whitened(self) -> WhitenedSpearman:
-        return WhitenedSpearman.fit(self.values, self.codes)
+        return WhitenedSpearman.fit(self.values, self.drug)
 
-    def score(self, method: str) -> np.ndarray:
-        """Return the score of every drug, (n_drugs,)."""
+    def means(self, codes: np.ndarray) -> np.ndarray:
+        """Return the mean signature of every group, less what the drugs have in common, (n_groups, n_genes)."""
+        return group_means(self.values, codes) - self.centre
+
+    def score(self, method: str, codes: np.ndarray) -> np.ndarray:
+        """Return the score of every group, (n_groups,)."""
         if method == "whitened_spearman":
-            return self.whitened(self.query, same_units=self.same_units)
+            query = self.whitened.profile(self.query, same_units=self.same_units)
+            return connectivity.cosine(query, self.whitened.profiles(self.values, codes))
         if method == "enrichment":
-            return connectivity.set_connectivity(self.mean, self.drugs)
-        return SCORES[method](self.mean, self.drugs)
+            return connectivity.set_connectivity(self.mean, self.means(codes))
+        return SCORES[method](self.mean, self.means(codes))
 
-    def score_each(self) -> np.ndarray:
-        """Return the cosine of the mean query with every single signature, (n_signatures,)."""
-        return connectivity.cosine(self.mean, self.values - (group_means(self.values, self.codes) - self.drugs)[0])
-
-    def null_spread(self, method: str) -> float:
+    def null_spread(self, method: str, codes: np.ndarray) -> float:
         """Return the standard deviation of a score where the query is noise; NaN where it is not known."""
         if method == "whitened_spearman":
-            return connectivity.null_spread(self.values, self.codes)
+            return connectivity.null_spread(self.values, self.drug, codes)
         # of genes that are independent: of those that are not, it is more
         return 1 / np.sqrt(self.values.shape[1] - 1) if method in ("spearman", "cosine") else np.nan
 
@@ -215,12 +251,20 @@ def _aligned(
             f"{min_overlap} are needed; are both named alike (symbols or Ensembl ids)?"
         )
     # an effect that only names genes says of all others that they do not change
-    only_signs = bool(np.isin(table.to_numpy(), (-1.0, 1.0)).all())
-    kept = ~signatures.genes.isin(leave_out) if only_signs else shared
+    kept = ~signatures.genes.isin(leave_out) if _only_signs(table) else shared
     cut = Signatures(signatures.values[:, kept], signatures.genes[kept], signatures.table, signatures.source)
     if cut.are_sets:
         cut = _large_enough(cut, min_overlap)
     return table.reindex(cut.genes, fill_value=0.0).to_numpy().T, cut
+
+
+def _mean(effect: pd.Series | pd.DataFrame) -> pd.Series:
+    return effect if isinstance(effect, pd.Series) else effect.mean(axis=1)
+
+
+def _only_signs(effect: pd.Series | pd.DataFrame) -> bool:
+    """Return whether an effect only names genes that go up and down."""
+    return bool(np.isin(effect.to_numpy(), (-1.0, 1.0)).all())
 
 
 def _large_enough(sets: Signatures, min_overlap: int) -> Signatures:
@@ -250,6 +294,29 @@ def _upper_tail(z: np.ndarray) -> np.ndarray:
     return norm.sf(z)
 
 
+def _p_by_cells(
+    effect: pd.Series | pd.DataFrame, sets: np.ndarray, genes: pd.Index, cells: tuple[Matrix, Matrix], sign: float
+) -> np.ndarray:
+    """Return the p-values of the cosines with gene sets, (n_sets, n_genes): those of a regression on the sets.
+
+    The slope of the regression and the cosine of the centred effect have the same numerator.
+    """
+    row, gene = np.nonzero(sets)
+    edges = pd.DataFrame({"source": row, "target": genes[gene], "weight": sets[row, gene]})
+    at = effect.index.get_indexer(genes)
+    table = rank_regulators(
+        _mean(effect).iloc[at],
+        edges,
+        cells=(cells[0][:, at], cells[1][:, at]),
+        min_targets=1,
+        min_detected=0.0,
+        multivariate=False,
+        per_cell=False,
+    ).set_index("name")
+    table = table.reindex(range(len(sets)))
+    return one_sided(table["p_value"], sign * table["ulm"])
+
+
 def _fdr(p_value: np.ndarray) -> np.ndarray:
     from scipy.stats import false_discovery_control
 
@@ -267,24 +334,34 @@ def _leading(query: np.ndarray, drugs: np.ndarray, genes: pd.Index) -> list[str]
     return leading
 
 
-def _targets_of(table: pd.DataFrame, names: pd.Index, targets: pd.DataFrame, drug_names: pd.Series | None) -> list[str]:
-    """Return the target genes of every drug, joined by any identifier that both tables have, else by name."""
-    known = {} if drug_names is None else drug_names.map(join_key).to_dict()
+def _by_targets(
+    effect: pd.Series | pd.DataFrame,
+    table: pd.DataFrame,
+    drug: np.ndarray,
+    targets: pd.DataFrame,
+    drug_names: pd.Series | None,
+    leave_out: Iterable[str],
+) -> pd.DataFrame:
+    """Return the targets of every drug of a table and the score by these, NaN where they are too few."""
+    mean = _mean(effect)
+    if _only_signs(mean):
+        mean = mean.reindex(mean.index.union(targets["target"].unique()), fill_value=0.0)
+    listed = targets_of(targets, drug_names)
+    at = matching(table, drug, targets, one_drug(targets, drug_names)[0], drug_names)
+    columns = pd.DataFrame({"known_targets": np.where(at >= 0, listed.to_numpy()[at], "")})
+    try:
+        scored = rank_target_sets(mean, targets, leave_out=leave_out, drug_names=drug_names)
+    except InputError as error:  # what is known of targets is shown all the same
+        warnings.warn(str(error), DataWarning, stacklevel=3)
+        return columns
+    score = scored.set_index("name")["target_set"].reindex(listed.index).to_numpy()
+    return columns.assign(target_set=np.where(at >= 0, score[at], np.nan))
 
-    def keys(*said: object) -> list[str]:
-        """Return what a drug goes by, identifiers before names."""
-        plain = [join_key(str(one)) for one in said]
-        return [key for key in dict.fromkeys([known.get(one, "") for one in plain] + plain) if key]
 
-    genes: dict[str, dict[str, None]] = {}
-    for row in targets.itertuples():
-        for key in keys(row.identifier, row.drug):
-            genes.setdefault(key, {})[row.target] = None
-    identifiers = [column for column in IDENTIFIERS if column in table]
-    first = table.drop_duplicates("name")
-    first = first.set_index(first["name"].astype(str))
-    joined = []
-    for name in names:
-        own = keys(*(first.at[name, column] for column in identifiers), name)
-        joined.append(",".join(next((genes[key] for key in own if key in genes), {})))
-    return joined
+def _in_training(
+    table: pd.DataFrame, drug: np.ndarray, posterior: pd.Series, drug_names: pd.Series | None
+) -> np.ndarray:
+    """Return the posterior of every drug of a table; NaN for those that were not in training."""
+    trained = pd.DataFrame({"name": posterior.index.astype(str)})
+    at = matching(table, drug, trained, np.arange(len(trained)), drug_names)
+    return np.where(at >= 0, posterior.to_numpy(dtype=float)[at], np.nan)

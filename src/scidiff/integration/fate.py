@@ -30,6 +30,9 @@ from scipy import sparse
 from scidiff.errors import InputError
 from scidiff.integration.velocity import N_NEIGHBORS
 
+#: steps after which nothing is known of a walk
+LOST = 1e8
+
 
 @dataclass(frozen=True, eq=False)
 class Fates:
@@ -216,37 +219,20 @@ def absorbed(steps: sparse.csr_matrix, ends: np.ndarray, n_ends: int, *, among: 
     among
         Cells that steps lead to; default: all. The others take one step into these.
 
-    Cells from which no end can be reached have equal probabilities: nothing is known of them.
+    Cells from which no end can be reached have equal probabilities: nothing is known of them. So a walk is taken to be
+    lost after :data:`LOST` steps on average, which also keeps the equations solvable where one can hardly be left.
     """
     from scipy.sparse.linalg import splu
 
     inside = np.zeros(len(ends), dtype=bool)
     inside[slice(None) if among is None else among] = True
-    arrived = np.eye(n_ends)[np.maximum(ends, 0)] * (ends >= 0)[:, None]
+    out = np.eye(n_ends)[np.maximum(ends, 0)] * (ends >= 0)[:, None]
     way = inside & (ends < 0)
-    out = np.full((len(ends), n_ends), 1 / n_ends)
-    reached = _reach(steps, ends >= 0) & way
-    if reached.any():
-        among_way = steps[reached][:, reached]
-        # a step into cells that lead nowhere is one into ignorance
-        lost = np.asarray(steps[reached][:, way & ~reached].sum(axis=1)).ravel()
-        into = steps[reached] @ arrived + lost[:, None] / n_ends
-        out[reached] = splu((sparse.identity(reached.sum()) - among_way).tocsc()).solve(into)
-    out[ends >= 0] = arrived[ends >= 0]
+    if way.any():
+        goes_on = 1 - 1 / LOST
+        into = goes_on * (steps[way] @ out) + 1 / LOST / n_ends
+        out[way] = splu((sparse.identity(way.sum()) - goes_on * steps[way][:, way]).tocsc()).solve(into)
     others = ~inside & (ends < 0)
     out[others] = steps[others] @ np.where(inside[:, None], out, 0)
     out = np.clip(out, 0, None)
     return out / out.sum(axis=1, keepdims=True)
-
-
-def _reach(steps: sparse.csr_matrix, goal: np.ndarray) -> np.ndarray:
-    """Return the cells from which some cell of ``goal`` can be reached, shape (n_cells,)."""
-    from scipy.sparse.csgraph import breadth_first_order
-
-    n = len(goal)
-    # backwards, from one more node that stands for all of the goal
-    gate = sparse.csr_matrix((np.ones(goal.sum()), (np.zeros(goal.sum(), int), np.flatnonzero(goal))), shape=(1, n))
-    graph = sparse.bmat([[steps.T, None], [gate, sparse.csr_matrix((1, 1))]], format="csr")
-    found = np.zeros(n + 1, dtype=bool)
-    found[breadth_first_order(graph, n, return_predecessors=False)] = True
-    return found[:n]

@@ -16,6 +16,13 @@ from scidiff.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
+#: what is asked for -> the sign of the scores that are wanted, which are positive where the effect is mimicked
+DIRECTIONS = {"mimic": 1.0, "reverse": -1.0}
+
+
+#: by which candidates are ranked: perturbations, regulators, drugs
+FIRST_SCORES = ("lda", "ulm", "whitened_spearman", "cosine", "target_set")
+
 
 def consensus_rank(scores: pd.DataFrame) -> np.ndarray:
     """Return the order of the candidates by all methods together, 1 for the best, shape (n_candidates,).
@@ -32,6 +39,37 @@ def consensus_rank(scores: pd.DataFrame) -> np.ndarray:
     places = np.empty(len(ranks), dtype=int)
     places[order] = np.arange(1, len(ranks) + 1)
     return places
+
+
+def one_sided(p_value: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return the p-values of scores being above 0, from two-sided ones of their not being 0."""
+    return np.where(np.asarray(score) > 0, np.asarray(p_value) / 2, 1 - np.asarray(p_value) / 2)
+
+
+def agreement(ranking: pd.DataFrame, other: pd.DataFrame, *, n_first: int = 10) -> pd.DataFrame:
+    """Return how well two rankings of the same candidates agree, such as of designed and of real cells.
+
+    One row per kind that both have: ``kind``; ``score``, by which it is ranked; ``n``, candidates in both;
+    ``correlation``, Pearson's, of their scores; ``shared``, how many of the first of one are among those of the other.
+
+    Parameters
+    ----------
+    ranking, other
+        From :meth:`scidiff.ScIDiff.attribute`, or of one kind.
+    n_first
+        How many are the first.
+    """
+    rows = []
+    for kind, own in ranking.groupby("kind", sort=False):
+        own, real = own.set_index("name"), other[other["kind"] == kind].set_index("name")
+        both = own.index.intersection(real.index)
+        score = next((name for name in FIRST_SCORES if name in own and own[name].notna().any()), None)
+        if score is None or len(both) < 2:
+            continue
+        first = [set(table.nsmallest(n_first, "rank").index) for table in (own, real)]
+        correlation = own.loc[both, score].corr(real.loc[both, score])
+        rows.append((kind, score, len(both), correlation, len(first[0] & first[1])))
+    return pd.DataFrame(rows, columns=["kind", "score", "n", "correlation", "shared"])
 
 
 def annotated(adata: AnnData, table: pd.DataFrame, *, activity: pd.DataFrame | None = None) -> AnnData:

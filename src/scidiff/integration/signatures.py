@@ -299,7 +299,7 @@ def _texts(values: np.ndarray) -> list:
 
 def _gct(path: Path) -> Signatures:
     """Return the signatures of a GCT: version, sizes, a table with the annotation of genes left, of columns on top."""
-    version, sizes = head(path, 2)
+    version, sizes = [*head(path, 2), ""][:2]
     with naming(path, "a GCT"), open_text(path) as text:
         n_genes, n_signatures, n_left, n_top = ([int(size) for size in sizes.split("\t")] + [1, 0])[:4]
         n_left = 1 if version.startswith("#1.2") else n_left  # 1.2 has a description and no counts of annotation

@@ -8,8 +8,9 @@ For gene g and part p, averaged over contexts, the measured effect E_gp has know
     Var(D_gP - sum_{p in P} E_gp) = i_g + noise                   i_g: interaction in a combination P
 
 Many perturbations do nothing, and shrink to nothing; but a knock-out without consequences still lowers its own gene.
-The average response m_g is shrunk too, and control cells that all effects share must not pass for it. (Efron & Morris
-1973: variances by moments; Stephens 2017: why the tail.)
+The average response m_g is what weak and strong perturbations have in common: parts count by 1 / (r_p b_g + V_gp), as
+the mean of a few strong ones is no response of all. It is shrunk too, and control cells that all effects share must
+not pass for it. (Efron & Morris 1973: variances by moments; Stephens 2017: why the tail.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ FEW_CONTEXTS = 3  # below, contexts cannot say how they differ ...
 FEW_CONTEXT_SHARE = 0.25  # ... and this share of b_g is believed
 FEW_COMBINATIONS = 3  # likewise, combinations with all parts measured alone ...
 INTERACTION_SHARE = 0.1  # ... and this share of the parts' variances
-MANY_PARTS = 5  # from here on there is an average response
+MANY_PARTS = 5  # from here on there is an average response ...
+ROUNDS = 3  # ... found in turn with strengths, which say how much each part tells of it
 FLOOR = 1e-4  # of variances, log1p units squared
 WEAKEST = 0.01  # least strength of a part: none is known to do exactly nothing
 CLEAR = 3.0  # standard errors from which on an effect is no accident
@@ -73,8 +75,12 @@ class Prior:
         own = np.array([one.own for one in used]) * split**2
         shared = np.array([one.shared for one in used]) * split**2
         trust = _trust(own.sum(axis=1))
-        average, between = _between(means, own, shared, trust)
-        strength, between = _strength(means - average, own + shared, between)
+        weight = trust
+        for _ in range(ROUNDS if len(means) >= MANY_PARTS else 1):
+            average, between = _between(means, own, shared, weight)
+            strength, between = _strength(means - average, own + shared, between)
+            weight = 1 / (strength * between[:-1].mean() + (own + shared)[:, :-1].mean(axis=1))
+            weight /= weight.sum()
         outlier = np.maximum((means - average) ** 2 - CLEAR**2 * (own + shared), 0)
 
         across = FEW_CONTEXT_SHARE * between

@@ -1,14 +1,16 @@
-"""A second opinion on the effect of a perturbation in a context where it was not measured: the same fold changes.
+"""Opinions on the effect of a perturbation in a context where it was not measured: the same fold changes; no change.
 
     closed form    effects add up:     D                                        (models.effects)
     fold change    effects multiply:   log(e^m f - c (f - 1)) - m,   log f = mean over k of log (r_k / m_k)
-    effect         (1 - w) closed form + w fold change
+    no change      of other contexts nothing follows:   0
+    effect         (1 - w - u) closed form + w fold change + u no change
 
 Here m is the mean log1p(CP10k) of the control cells of the context, and m_k and r_k are those of control and perturbed
 cells of a context k where both were measured, as molecules per 10,000 plus c = .3. So a gene that hardly any control
 cell expresses has little to lose. Contexts count by exp(-|m - m(k)|^2 / (b med)), med the median of these distances
-between contexts. The weight w and the width b are those at which the measured effects are foretold best when their
-contexts are left out in turn.
+between contexts. The weights w and u, not negative and at most 1 in all, and the width b are those at which the
+measured effects are foretold best when their contexts are left out in turn, or their patients where it is patients
+that lack effects (stacking: Breiman 1996). Where contexts differ by more than the closed form believes, u is large.
 """
 
 from __future__ import annotations
@@ -18,23 +20,24 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import nnls
 
 from scidiff.models.effect_measured import Measured, canonical
 from scidiff.models.effect_prior import Prior
-from scidiff.models.effect_process import FEW_ROWS, Asked, Process
+from scidiff.models.effect_process import FEW_ROWS, Asked, Process, left_out_together
 from scidiff.models.effects import Effect, EffectModel
 
 #: molecules per 10,000 added to both sides of a fold change: fewer are mostly not counted
 ADDED = 0.3
 #: widths b to choose from
 WIDTHS = (0.1, 0.25, 0.5, 1.0)
-#: contexts that must have been left out before a second opinion is believed, measured effects that are asked for
+#: contexts (or patients) that must have been left out before an opinion is believed, effects that are asked for
 FEW_LEFT_OUT, MAX_ASKED = 4, 40
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """How far fold changes are believed.
+    """How far fold changes, and no change, are believed.
 
     Parameters
     ----------
@@ -42,35 +45,44 @@ class Opinion:
         w of the module head, 0 to 1.
     width
         b of the module head.
+    none
+        u of the module head, 0 to 1.
     """
 
     weight: float = 0.0
     width: float = WIDTHS[0]
+    none: float = 0.0
 
     @classmethod
     def fit(cls, effects: EffectModel) -> Opinion:
-        """Return what foretells measured effects best in contexts left out; weight 0 where too few can be."""
+        """Return what foretells measured effects best in contexts left out; weights 0 where too few can be."""
         process = effects.process
         measured = process.measured
-        left_out = _left_out(measured)
-        if left_out["context"].nunique() < FEW_LEFT_OUT:
+        folds = left_out_together(measured)
+        left_out = _left_out(measured, folds)
+        if left_out["fold"].nunique() < FEW_LEFT_OUT:
             return cls()
-        gained = np.zeros(len(WIDTHS))  # sums over effects of <fold - closed, truth - closed> / |truth|^2
-        moved = np.zeros(len(WIDTHS))  # ... and of |fold - closed|^2 / |truth|^2
-        for k, asked in left_out.groupby("context"):
-            other = measured.without((measured.rows["context"] == k).to_numpy())
+        # of closed form and fold change, for each width: sums over effects, relative to their size, of the products
+        # with one another and with the truth
+        products, told = np.zeros((len(WIDTHS), 2, 2)), np.zeros((len(WIDTHS), 2))
+        for fold, asked in left_out.groupby("fold"):
+            other = measured.without(folds[measured.rows["context"].to_numpy(int)] == fold)
             prior = Prior.fit(process.curves.full_size(other))
             blind = Process(other, process.curves, prior, process.kernels, FEW_ROWS)
             for row, one in asked.iterrows():
-                ask = Asked(one["parts"], one["dose"], float(one["time"]), process.place(int(k)))
-                control, truth = measured.controls[int(k)], measured.effect[int(row), :-1]
+                k = int(one["context"])
+                ask = Asked(one["parts"], one["dose"], float(one["time"]), process.place(k))
+                control, truth = measured.controls[k], measured.effect[int(row), :-1]
                 closed = np.maximum(blind.posterior(ask)[0][:-1], -control)
-                away = fold_change(other, _alike(other, ask.parts, ask.dose, ask.time), control, widths=WIDTHS) - closed
-                gained += away @ (truth - closed) / (truth @ truth)
-                moved += (away**2).sum(axis=1) / (truth @ truth)
-        weight = np.clip(gained / np.maximum(moved, 1e-12), 0, 1)
-        best = int(np.argmin(weight**2 * moved - 2 * weight * gained))
-        return cls(round(float(weight[best]), 3), WIDTHS[best])
+                folded = fold_change(other, _alike(other, ask.parts, ask.dose, ask.time), control, widths=WIDTHS)
+                both = np.stack([np.broadcast_to(closed, folded.shape), folded], axis=1) / np.linalg.norm(truth)
+                products += both @ both.transpose(0, 2, 1)
+                told += both @ (truth / np.linalg.norm(truth))
+        shares = np.array([_shares(*pair) for pair in zip(products, told, strict=True)])
+        losses = np.einsum("wi,wij,wj->w", shares, products, shares) - 2 * (shares * told).sum(axis=1)
+        best = int(losses.argmin())
+        adds, multiplies = shares[best]
+        return cls(round(float(multiplies), 3), WIDTHS[best], round(float(max(1 - adds - multiplies, 0)), 3))
 
     def revised(
         self,
@@ -82,7 +94,7 @@ class Opinion:
         dose: float | Sequence[float] | None = None,
         time: float | None = None,
     ) -> Effect:
-        """Return the effect with the second opinion in it, if there is one: measured, but not in this context.
+        """Return the effect with the other opinions in it, if there are any: measured, but not in this context.
 
         Parameters
         ----------
@@ -95,7 +107,7 @@ class Opinion:
         control_mean
             Mean log1p counts per 10k of the context's control cells, shape (n_genes,).
         """
-        if not self.weight or effect.kind != "context":
+        if not self.weight + self.none or effect.kind != "context":
             return effect
         parts, doses = canonical(perturbation, dose)
         measured, control = effects.process.measured, np.asarray(control_mean, dtype=float)
@@ -103,7 +115,7 @@ class Opinion:
         if not len(rows):
             return effect
         fold = fold_change(measured, rows, control, widths=(self.width,))[0]
-        mean = (1 - self.weight) * effect.mean + self.weight * fold
+        mean = (1 - self.weight - self.none) * effect.mean + self.weight * fold
         return replace(effect, mean=np.maximum(mean, -control))
 
     def to_dict(self) -> dict[str, float]:
@@ -153,16 +165,28 @@ def _alike(measured: Measured, parts: tuple[str, ...], dose: tuple[float, ...], 
     return np.flatnonzero(same)
 
 
-def _left_out(measured: Measured) -> pd.DataFrame:
-    """Rows of effects that two other contexts tell about at least; of many, as many of each context."""
-    rows = measured.rows.assign(turn=measured.rows.groupby("context").cumcount()).sort_values(["turn", "context"])
+def _left_out(measured: Measured, folds: np.ndarray) -> pd.DataFrame:
+    """Rows of effects, with their ``fold``, that two contexts outside it tell about; of many, as many of each context.
+
+    ``folds``: the fold of each context, shape (n_contexts,).
+    """
+    table = measured.rows.assign(fold=folds[measured.rows["context"].to_numpy(int)])
+    turns = table.assign(turn=table.groupby("context").cumcount()).sort_values(["turn", "context"])
     told = []
-    for row, one in rows.iterrows():
-        alike = measured.rows.iloc[_alike(measured, one["parts"], one["dose"], one["time"])]["context"]
-        told += [row] if alike.nunique() > 2 else []
+    for row, one in turns.iterrows():
+        alike = table.iloc[_alike(measured, one["parts"], one["dose"], one["time"])]
+        told += [row] if alike.loc[alike["fold"] != one["fold"], "context"].nunique() > 1 else []
         if len(told) == MAX_ASKED:
             break
-    return measured.rows.loc[told]
+    return table.loc[told]
+
+
+def _shares(products: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """Weights x >= 0, at most 1 in all, of two predictors with the least x'(products)x - 2 x'(told), shape (2,)."""
+    root = np.linalg.cholesky(products + 1e-9 * np.trace(products) * np.eye(2)).T
+    firm = 1e3 * np.linalg.norm(root)  # the third is what is left to no change: together they are 1
+    lines = np.vstack([np.column_stack([root, np.zeros(2)]), np.full(3, firm)])
+    return nnls(lines, np.append(np.linalg.solve(root.T, told), firm))[0][:2]
 
 
 def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@
     thicken   to the old depth, logits + strength log r,          r = (s + v dt / share)+ / s
 
 A cell of composition s whose molecules are replaced in proportion to r arrives at (1 - share) s + share s r = s + v dt
-on average: what the velocity says, in integers, and with the denoiser's say in which molecules go together. With
-strength 0 the step is one of thinning and thickening alone, and leaves the denoiser's population as it is.
+on average: what the velocity says, in integers, and with the denoiser's say in which molecules go together. It is shown
+the cell as it was before thinning. Molecules that stay, go and come are then exchangeable, so that with strength 0 the
+step leaves the denoiser's population as it is, and the cell forgets what it is as slowly as it can.
 """
 
 from __future__ import annotations
@@ -107,8 +108,10 @@ def flow_step(
         Steps in which lost molecules are replaced.
     """
     kept = process.corrupt(x, torch.full_like(x[:, 0], 1 - replaced(dt)), generator=generator)
-    levels = process.levels(x.sum(dim=1), n_steps, start=kept.sum(dim=1))
-    return ancestral(Field(denoiser, tilt, strength=strength), kept, levels, cond, process=process, generator=generator)
+    depth = x.sum(dim=1)
+    levels = process.levels(2 * depth - kept.sum(dim=1), n_steps, start=depth)
+    field = Field(denoiser, tilt, strength=strength)
+    return kept + ancestral(field, x, levels, cond, process=process, generator=generator) - x
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from scidiff.integration.ranking import consensus_rank
 from scidiff.integration.regulators import rank_regulators
 from scidiff.integration.regulons import weights_of
 from scidiff.integration.signatures import Signatures
-from scidiff.model import TrainedModel, treatment_name
+from scidiff.integration.target_sets import rank_target_sets
+from scidiff.model import DOSE, TrainedModel, treatment_name
 from scidiff.phenotype import Phenotype
 from scidiff.predictor import context_keys
 from scidiff.tasks.in_silico import in_silico
@@ -54,6 +55,7 @@ def attribute(
     targets: pd.DataFrame | None = None,
     drug_names: pd.Series | None = None,
     direction: str = "mimic",
+    each_dose: bool = False,
     pairs: bool = False,
     layer: str | None = None,
 ) -> pd.DataFrame:
@@ -65,12 +67,13 @@ def attribute(
         raise InputError("attribute takes one of: cells, gene names as up= and down=, an effect=, or a phenotype=")
     if reference is not None and cells is None:
         raise InputError("reference= is what cells are compared with; give cells too")
-    if targets is not None and signatures is None:
-        raise InputError("targets= are shown beside drugs; give signatures= too")
-    if drug_names is not None and targets is None:
-        raise InputError("drug_names= join drugs with their targets; give targets= too")
+    asks_drugs = signatures is not None or targets is not None
+    if drug_names is not None and not asks_drugs:
+        raise InputError("drug_names= say which drugs are one; give signatures= or targets= too")
+    if each_dose and signatures is None:
+        raise InputError("each_dose= ranks signatures; give signatures= too")
     if phenotype is not None:
-        if pairs or network is not None or signatures is not None:
+        if pairs or network is not None or asks_drugs:
             raise InputError("for regulators, drugs and pairs name the genes of the phenotype as up= and down=")
         gains = by_gain(model, phenotype, condition, sign=DIRECTIONS[direction])
         return _as_one(gains.assign(consensus_rank=gains["rank"]), direction)
@@ -80,10 +83,10 @@ def attribute(
         raise InputError("up= and down= take lists of genes")
     if pairs and (up or down):
         raise InputError("pairs= needs cells or an effect=, not only names of genes")
-    if model.library is None and network is None and signatures is None:
+    if model.library is None and network is None and not asks_drugs:
         raise InputError(
             "this model has nothing to name: it knows fewer than two perturbations with control cells, or was trained "
-            "to denoise only; give network= or signatures="
+            "to denoise only; give network=, signatures= or targets="
         )
     question = _asked(model, cells, reference, up, down, effect, layer)
     tables = []
@@ -92,13 +95,28 @@ def attribute(
     if network is not None:
         tables.append(_regulators(model, question, network, direction=direction))
     if signatures is not None:
+        posterior = None if model.library is None else _of_drugs(tables[0], model.schema.combination_sep)
         tables.append(
             rank_drugs(
                 question.effect,
                 signatures,
                 direction=direction,
+                each_dose=each_dose,
                 leave_out=question.steered,
                 targets=targets,
+                drug_names=drug_names,
+                posterior=posterior,
+                cells=question.cells,
+            )
+        )
+    elif targets is not None:
+        tables.append(
+            rank_target_sets(
+                question.on(model.genes),
+                targets,
+                direction=direction,
+                cells=question.cells,
+                leave_out=question.steered,
                 drug_names=drug_names,
             )
         )
@@ -304,6 +322,14 @@ def _perturbations(library: Library, question: _Question, *, direction: str, pai
     plain = cosine(library, question.query, pairs=pairs).set_index("name")["score"]
     table["cosine"] = table["name"].map(plain)
     return _as_ranking(library, table, question, sign=1.0 if direction == "mimic" else -1.0)
+
+
+def _of_drugs(perturbations: pd.DataFrame, separator: str | None) -> pd.Series:
+    """Return the posterior of every single perturbation by name, its doses together."""
+    single = perturbations
+    if separator is not None:
+        single = single[~single["name"].str.contains(separator, regex=False)]
+    return single["posterior"].groupby(single["name"].str.split(DOSE).str[0], sort=False).sum()
 
 
 def _moved(library: Library, query: Query) -> np.ndarray:

@@ -2,6 +2,7 @@
 
     under a perturbation    stops are what predict makes of the cells, at each dose or time that was measured
     between populations     stops are cells of other times, coupled by optimal transport; the last one renewed
+    along RNA velocity      no stops: cells flow, step by step (tasks.velocity)
 
 Between two stops a cell changes molecule by molecule (sampling.trajectory), each gene at the pace of its effect in
 closed form, or each cell at its own.
@@ -39,6 +40,7 @@ from scidiff.sampling.trajectory import (
 )
 from scidiff.tasks.predict import predict
 from scidiff.tasks.requests import obs_column
+from scidiff.tasks.velocity import flow
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,6 +57,7 @@ def trajectory(
     to: Mapping[str, Any] | None = None,
     *,
     along: Mapping[str, tuple[Any, Any]] | None = None,
+    velocity: float | None = None,
     where: Mapping[str, Any] | None = None,
     steps: int = 20,
     n_paths: int | None = None,
@@ -69,8 +72,12 @@ def trajectory(
         raise InputError(f"steps={steps}, n_paths={n_paths}, seed={seed}: steps, n_paths from 1, seed from 0")
     if growth is not None and not 0 < growth < np.inf:
         raise InputError(f"growth={growth} must be above 0: how many cells there are at the end for one at the start")
+    if velocity is not None:
+        if to or along or growth is not None or n_paths is not None:
+            raise InputError("along velocity= cells go where it leads: without to=, along=, growth= and n_paths=")
+        return _flowing(model, adata, velocity, where=where, steps=steps, layer=layer, seed=seed, on_cells=on_cells)
     if not to and not along:
-        raise InputError("say where to: to={'perturbation': 'A'}, or along={'time': (2, 6)}")
+        raise InputError("say where to: to={'perturbation': 'A'}, along={'time': (2, 6)}, or velocity=10")
     axis = Axis.of(model, along)
     asked = model.schema.conditions(dict(to or {})).iloc[0].dropna()
     if "perturbation" not in asked:  # of perturbations, those never seen may have features: predict knows
@@ -170,8 +177,6 @@ def _filmed(
     on_cells: Callable[[int, int], None] | None,
 ) -> AnnData:
     """Return all frames, stacked."""
-    from anndata import AnnData
-
     positions = np.linspace(axis.begin, axis.end, steps + 1)
     cells: list[Matrix] = []
     told: list[pd.DataFrame] = []
@@ -196,6 +201,13 @@ def _filmed(
             cells.append(x)
             if on_cells is not None:
                 on_cells(sum(len(one) for one in told), (steps + 1) * len(obs))
+    return _stacked(model, cells, told)
+
+
+def _stacked(model: TrainedModel, cells: list[Matrix], told: list[pd.DataFrame]) -> AnnData:
+    """Return frames, cells and what is said of them, as one AnnData."""
+    from anndata import AnnData
+
     obs = pd.concat(told)
     for name in ("dose", "time"):
         if (column := model.schema.columns.get(name)) in obs:
@@ -205,6 +217,50 @@ def _filmed(
         return AnnData(np.concatenate(cells).astype(np.float32), obs=obs, var=var)
     counts = sparse.vstack(cells, format="csr")
     return AnnData(log1p_cp10k(counts), obs=obs, var=var, layers={"counts": counts})
+
+
+# ---- along RNA velocity ----------------------------------------------------------------------------------------------
+
+
+def _flowing(
+    model: TrainedModel,
+    adata: AnnData,
+    length: float,
+    *,
+    where: Mapping[str, Any] | None,
+    steps: int,
+    layer: str | None,
+    seed: int,
+    on_cells: Callable[[int, int], None] | None,
+) -> AnnData:
+    """Return the frames of cells that follow the velocity of the observed cells around them."""
+    if not 0 < length < np.inf:
+        raise InputError(f"velocity={length}: say how long to follow it, above 0, in units of 1 / splicing rate")
+    chosen = model.schema.select(adata, where) if where else np.ones(adata.n_obs, dtype=bool)
+    start = np.flatnonzero(chosen)
+    if not len(start):
+        raise InputError(f"no cell to start from: none matches {where}")
+    cells: list[Matrix] = []
+    told: list[pd.DataFrame] = []
+    flowing = flow(model, adata, start, dt=length / steps, steps=steps, layer=layer, seed=seed)
+    obs = adata.obs.iloc[start].assign(cell=adata.obs_names[start])
+    for k, (x, near) in enumerate(flowing):
+        cells.append(x)
+        names = [f"{name}-{k}" for name in obs.index]
+        position = k * length / steps
+        told.append(obs.assign(frame=k, position=position, near=adata.obs_names[near]).set_axis(names, axis=0))
+        if on_cells is not None:
+            on_cells((k + 1) * len(obs), (steps + 1) * len(obs))
+    made = _stacked(model, cells, told)
+    made.uns["scidiff"] = model.provenance(
+        "trajectory",
+        {"X": "log1p(CP10k)", "counts": "counts"},
+        along="velocity, 1 / splicing rate",
+        stops=[0.0, float(length)],
+        steps=steps,
+        seed=seed,
+    )
+    return made
 
 
 # ---- under a perturbation --------------------------------------------------------------------------------------------

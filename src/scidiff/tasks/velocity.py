@@ -3,11 +3,14 @@
 A cell is placed by what the network makes of its molecules; the velocity of its genes, means over its neighbours
 there, tilts the molecules of one step (sampling.field), and the network looks again. What has changed is a velocity of
 all genes of the model, also of those of which unspliced molecules say nothing.
+
+Step after step, cells flow: each loses some of its molecules and wins others, in the direction of the velocity that
+observed cells have where it has come to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ from scidiff.errors import InputError
 from scidiff.integration.fate import transitions
 from scidiff.integration.velocity import N_COMPONENTS, N_NEIGHBORS, nearest, read_velocity
 from scidiff.model import TrainedModel
-from scidiff.sampling.field import displacement, log_tilt
+from scidiff.sampling.field import displacement, flow_step, log_tilt
 from scidiff.sampling.generate import CHUNK
 
 if TYPE_CHECKING:
@@ -126,21 +129,79 @@ def placed(model: TrainedModel, adata: AnnData, *, layer: str | None = None) -> 
         raise InputError("velocity and fate need a model trained on counts with thinning; this one has Gaussian noise")
     cells = read_cells(adata, genes=model.genes, layer=layer)
     model.refuse_cells(cells.scale, adata.obs_names[row_sums(abs(cells.x)) == 0])
-    cond = unlabelled(model, adata)
-    device = model.posterior.device
-    parts = []
-    for start in range(0, adata.n_obs, CHUNK):
-        rows = slice(start, min(start + CHUNK, adata.n_obs))
-        x = torch.from_numpy(cells.x[rows].toarray()).to(device)
-        with torch.no_grad():
-            expected = torch.softmax(model.posterior.expected(x, x.sum(dim=1), cond[rows].to(device)), dim=1)
-        parts.append(np.log1p(1e4 * expected.cpu().numpy()))
-    level = np.concatenate(parts)
+    counts, cond = sparse.csr_matrix(cells.x), unlabelled(model, adata)
+    chunks = (slice(start, start + CHUNK) for start in range(0, adata.n_obs, CHUNK))
+    level = np.concatenate([level_of(model, torch.from_numpy(counts[rows].toarray()), cond[rows]) for rows in chunks])
     n = min(N_COMPONENTS, min(level.shape) - 1)
     if n < 1:
         raise InputError(f"{adata.n_obs} cells and {len(model.genes)} genes: too few to tell a direction")
     pca = fit_pca(level, n)
-    return Placed(cells.x, level, pca, pca.transform(level))
+    return Placed(counts, level, pca, pca.transform(level))
+
+
+@torch.no_grad()
+def level_of(model: TrainedModel, x: torch.Tensor, cond: Any) -> np.ndarray:
+    """Return log1p(CP10k) of what the network expects of cells, counts on any device, shape (n_cells, n_genes)."""
+    x = x.to(model.posterior.device)
+    logits = model.posterior.expected(x, x.sum(dim=1), cond.to(x.device))
+    return np.log1p(1e4 * torch.softmax(logits, dim=1).cpu().numpy())
+
+
+def flow(
+    model: TrainedModel,
+    adata: AnnData,
+    start: np.ndarray,
+    *,
+    dt: float,
+    steps: int,
+    n_neighbors: int = N_NEIGHBORS,
+    layer: str | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    """Yield cells as they are and after every step, counts, and for each the observed cell that it is nearest to.
+
+    Parameters
+    ----------
+    adata
+        Observed cells, with layers for velocity.
+    start
+        Places of those that flow, shape (n_flowing,).
+    dt
+        Length of a step, in units of 1 / splicing rate.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    cells = placed(model, adata, layer=layer)
+    found = read_velocity(adata, genes=model.genes, neighbors=nearest(cells.points, n_neighbors))
+    observed = NearestNeighbors(n_neighbors=min(n_neighbors, adata.n_obs)).fit(cells.points)
+    generator = torch.Generator(model.posterior.device).manual_seed(seed)
+    x, points, cond = cells.x[start], cells.points[start], unlabelled(model, adata[start])
+    for step in range(steps + 1):
+        near = observed.kneighbors(points, return_distance=False)
+        yield x, near[:, 0]
+        if step == steps:
+            return
+        n, k = near.shape
+        mean = sparse.csr_matrix(
+            (np.full(n * k, 1 / k, np.float32), near.ravel(), np.arange(0, n * k + 1, k)), (n, adata.n_obs)
+        )
+        moved, places = [], []
+        for begin in range(0, len(start), CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            s, v = (torch.from_numpy(mean[rows] @ some) for some in (found.s, found.v))
+            part = torch.from_numpy(x[rows].toarray()).to(model.posterior.device)
+            part = flow_step(
+                model.posterior,
+                part,
+                log_tilt(s, v, dt=dt).to(part.device),
+                cond[rows].to(part.device),
+                dt=dt,
+                process=model.posterior.process,
+                generator=generator,
+            )
+            places.append(cells.pca.transform(level_of(model, part, cond[rows])))
+            moved.append(sparse.csr_matrix(part.cpu().numpy()))
+        x, points = sparse.vstack(moved, format="csr"), np.concatenate(places)
 
 
 def directions(cells: Placed, moved: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +25,13 @@ from torch import nn
 
 from scidiff.conditioning import Conditions
 from scidiff.errors import InputError
+from scidiff.files import whole_file, writing
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.networks import has_fast_bf16
 from scidiff.training.batches import Batches
 from scidiff.training.ema import Average, copy_weights, load_weights
 from scidiff.training.heldout import Judge
-from scidiff.training.randomness import step_generator
+from scidiff.training.randomness import moved, step_generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainConfig:
         Optimiser steps at most. None: they grow with the square root of the number of cells, 730 for 1,330 cells, at
         least 450 and at most 6,000.
     batch_size
-        Cells per step and process.
+        Cells per step, of all processes together: how many there are changes the time, not the model.
     learning_rate
         Peak, reached after ``warmup`` steps, then down a cosine to 2 % of it.
     weight_decay
@@ -155,8 +155,9 @@ def train(
         mixed_precision="no",  # set for the whole process; the loop casts for itself
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    bf16 = use_bf16(config.precision)
+    device, bf16 = accelerator.device, use_bf16(config.precision)
     steps = config.steps_for(len(cells))
+    batch_size = -(-config.batch_size // accelerator.num_processes)
     optimizer = make_optimizer(denoiser, config)
     model, optimizer = accelerator.prepare(denoiser, optimizer)
     run = Run(denoiser, path=checkpoint, config=config)
@@ -167,15 +168,15 @@ def train(
         if config.patience is not None and run.stale >= config.patience:
             break
         generator = step_generator(config.seed, step, accelerator.process_index)
-        rows, x = cells.draw(config.batch_size, step=step, rank=accelerator.process_index, generator=generator)
+        rows, x = cells.draw(batch_size, step=step, rank=accelerator.process_index, generator=generator)
         batch_cond = forget(cond[torch.from_numpy(rows)], config.forget, generator=generator)
-        x_noisy, level = denoiser.process.noise(x, generator=generator)
+        x, batch_cond = x.to(device), batch_cond.to(device)
+        x_noisy, level = denoiser.process.noise(x, generator=moved(generator, device))
 
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, steps, config.warmup)
-        x, x_noisy, level = (t.to(accelerator.device) for t in (x, x_noisy, level))
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
-            prediction = model(x_noisy, level, batch_cond.to(accelerator.device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            prediction = model(x_noisy, level, batch_cond)
         loss = denoiser.process.loss(prediction, x, x_noisy=x_noisy, level=level).mean()
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
@@ -193,6 +194,8 @@ def train(
                 raise InputError(f"the loss became {mean_loss} at step {step}; lower learning_rate")
             with run.average.applied_to(denoiser):
                 heldout = judge(denoiser) if judge is not None else mean_loss
+            if accelerator.num_processes > 1:  # on GPUs they may differ in the last digit, and must stop together
+                heldout = float(accelerator.reduce(torch.tensor(heldout, device=device), reduction="mean"))
             run.seconds = seconds_before + time.monotonic() - started
             run.look(step, loss=mean_loss, heldout=heldout, always_new=judge is None)
             if accelerator.is_main_process:
@@ -281,19 +284,19 @@ class Run:
             return
         from safetensors.torch import save_file
 
-        self.path.mkdir(parents=True, exist_ok=True)
         tensors = {f"now/{k}": v for k, v in copy_weights(denoiser).items()}
         tensors |= {f"average/{k}": v for k, v in self.average.weights.items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{i}/{k}": v for k, v in state.items()}
         name = f"step-{self.step}.safetensors"
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, self.path / name)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, self.path / name)
         about = {k: getattr(self, k) for k in ("step", "stale", "seconds", "lowest", "history")}
         text = json.dumps(about | {"tensors": name, "config": dataclasses.asdict(self.config), "start": self.start})
-        temporary = self.path / "run.json.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, self.path / "run.json")
+        with whole_file(self.path / "run.json") as part:
+            part.write_text(text)
         for old in self.path.glob("step-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -304,12 +307,15 @@ class Run:
             return
         from safetensors.torch import load_file
 
-        about = json.loads((self.path / "run.json").read_text())
-        if about["config"] != dataclasses.asdict(self.config):
+        try:
+            about = json.loads((self.path / "run.json").read_text())
+            tensors, config, start = load_file(self.path / about["tensors"]), about["config"], about["start"]
+        except Exception as error:  # damaged files raise anything
+            raise InputError(f"{self.path} holds a run that is damaged ({type(error).__name__}); delete it") from error
+        if config != dataclasses.asdict(self.config):
             raise InputError(f"{self.path} holds a run with other settings; use the same ones, or remove that folder")
-        if about["start"] != self.start:
+        if start != self.start:
             raise InputError(f"{self.path} holds a run of another model or on other cells; remove that folder")
-        tensors = load_file(self.path / about["tensors"])
         device = next(denoiser.parameters()).device
 
         def group(prefix: str) -> dict[str, Any]:
