@@ -603,6 +603,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "a path to an unknown context": lambda box: trajectory("--to", "cell_type=NK"),
     "a path of no steps": lambda box: trajectory("--to", "drug=A", "--steps", "0"),
     "a path that grows under a drug": lambda box: trajectory("--to", "drug=A", "--growth", "2"),
+    "a path with velocity, without network": lambda box: trajectory("--velocity", "2", "--no-network"),
     "a path over its input": lambda box: trajectory("--to", "drug=A", out="cells.h5ad"),
     # fates
     "a fate with one end": lambda box: fate("cell_type=CD4 T"),
@@ -680,6 +681,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "split of another task": lambda box: benchmark("design", *ROLES, "--split", "cell_type=each"),
     "splits of another task": lambda box: benchmark("predict", *ROLES, "--splits", "2"),
     "export of another task": lambda box: benchmark("design", *ROLES, "--export", "folder"),
+    "states in an export": lambda box: benchmark("predict", *ROLES, "--export", "folder", "--states", "4"),
     "results into a model": lambda box: benchmark("predict", *ROLES, "--split", "cell_type=each", out="model"),
     "benchmark without perturbation": lambda box: benchmark("predict", "--context", "cell_type"),
     "split of unknown attribute": lambda box: benchmark("predict", *ROLES, "--split", "celltype=each"),

@@ -437,6 +437,7 @@ def test_resume_with_nothing_to_resume_begins(place):
 
 def test_only_one_of_several_processes_writes(place, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sd.ScIDiff, "fit", lambda *args, **options: None)  # the loop itself has a test of processes
     assert run("train", "cells.h5ad", "--out", "m", "--steps", 2, "--json") == 0
     assert tuple(capsys.readouterr()) == ("", "")

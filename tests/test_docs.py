@@ -109,6 +109,20 @@ def test_anchors_are_made_as_the_site_makes_them():
     assert "nowhere" not in anchors(DOCS / "benchmarks.md")
 
 
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_scripts_that_are_cited_exist(path):
+    cited = set(re.findall(r"\bbenchmarks/[\w/]+\.py\b", path.read_text()))
+    lost = sorted(script for script in cited if not (REPOSITORY / script).is_file())
+    assert not lost, f"{path.name} cites {lost}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_prose_is_wrapped(path):
+    lines = FENCE.sub("", path.read_text()).splitlines()
+    long = [line for line in lines if len(line) > 120 and not line.startswith("|")]
+    assert not long, f"{path.name} has lines of more than 120 characters: {long}"
+
+
 # ---- Python ---------------------------------------------------------------------------------------------------------
 
 

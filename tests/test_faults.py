@@ -298,6 +298,8 @@ def test_what_killed_processes_left_goes(tmp_path):
     (dead / "chunk").write_text("half")
     for path in (alive, elsewhere, other):
         path.write_text("half")
+    own = tmp_path / f".out.h5ad.{host}-{os.getpid()}.part"  # of one with the number that is ours now
+    own.mkdir()
     with whole_file(tmp_path / "out.h5ad") as part:
         part.write_text("whole")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out.h5ad", alive, elsewhere, other])

@@ -236,7 +236,7 @@ def test_a_file_is_text(tmp_path):
         ("{up: [", "cannot read the phenotype"),
         ("ups: [IL2RA]", "unknown key 'ups'; nearest: 'up'"),
         ("up: ", "p.yaml: this phenotype asks for nothing"),
-        ("up: [{IL2RA: 2}]", "IL2RA.* is not one of the model"),
+        ("up: [{IL2RA: 2}]", "up= and down= take names, not .*IL2RA"),
         ("sets: {S: LAG3}\nup: [S]", "p.yaml: the gene set S takes a list"),
         ("sets: none.gmt\nup: [S]", "p.yaml: there is no file"),
         ("clamp: [XIST]", "p.yaml: clamp takes names"),

@@ -30,6 +30,7 @@ def test_the_place_is_asked_for_or_that_of_the_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert Share.asked(None) == Share(1, 1)
     monkeypatch.setenv("RANK", "2")
+    assert Share.asked(None) == Share(1, 1)  # somebody else's variable
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert Share.asked(None) == Share(3, 4)
     assert Share.asked("3/16") == Share(3, 16)
@@ -43,6 +44,7 @@ def test_no_share(text):
 
 def test_files_and_seeds_are_their_own():
     assert Share(3, 16).file(Path("a/out.h5ad")) == Path("a/out.3-of-16.h5ad")
+    assert list(Share().among([], what="cells")) == []  # that there are none is for others to say
     assert Share().file(Path("a/out.h5ad")) == Path("a/out.h5ad")
     assert Share().seed(7) == 7
     assert len({Share(i, 8).seed(7) for i in range(1, 9)}) == 8

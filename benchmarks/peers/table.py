@@ -38,12 +38,13 @@ def cost(path: Path) -> str:
 
 def compared(table: pd.DataFrame, tool: str) -> tuple[pd.DataFrame, str]:
     """Return mean scores over the units that the tool predicted, and the gains of scIDiff there as one line."""
-    scored = table.loc[(table["method"] == tool) & table["value"].notna(), "part"].unique()
-    here = table[table["part"].isin(scored)]
+    unit = table["part"] + ", seed " + table["split"].astype(str)
+    scored = unit[(table["method"] == tool) & table["value"].notna()]
+    here = table[unit.isin(scored)]
     mean = means(here)
     gains = {metric: gain(here, metric, OURS, tool) for metric in mean}
     line = ", ".join(f"{metric} {one['gain']:+.3f} ± {one['se']:.3f}" for metric, one in gains.items())
-    return mean.loc[[*BESIDE, tool]].rename_axis("method"), f"{', '.join(scored)}. Gain in loss: {line}"
+    return mean.loc[[*BESIDE, tool]].rename_axis("method"), f"{', '.join(scored.unique())}. Gain in loss: {line}"
 
 
 def main() -> None:

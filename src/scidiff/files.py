@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from scidiff.errors import InputError, closest
 
@@ -147,11 +147,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_h5ad(path: Path, adata: AnnData) -> None:
     """Write cells to a file, compressed; whole or not at all."""
+    with whole_file(path) as part, hdf5(part) as (file, _):
+        write_cells(file, adata, dataset_kwargs={"compression": "gzip"})
+
+
+def write_cells(group: Any, adata: AnnData, **options: Any) -> None:
+    """Write cells to an open file or store, as AnnData's own methods do."""
     from anndata.io import write_elem
 
-    with whole_file(path) as part, hdf5(part) as (file, _):
-        adata.strings_to_categoricals()  # as AnnData.write_h5ad does
-        write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    adata.strings_to_categoricals()
+    write_elem(group, "/", adata, **options)
+    if adata.raw is None and "raw" in group:
+        del group["raw"]  # a note that there is none, which anndata before 0.11 cannot read
 
 
 @contextlib.contextmanager
@@ -209,6 +216,7 @@ def part_of(path: Path) -> Iterator[Path]:
         if maker_is_gone(left):
             remove(left)
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+    remove(part)  # of a killed process that had our number: in a container all do
     try:
         yield part
     finally:
@@ -296,6 +304,7 @@ def check_folder_place(path: Path) -> None:
 
 
 def check_file_place(path: Path, suffix: str, *, inputs: Iterable[Path] = ()) -> None:
+    """Refuse, before any work is done, a place that no file with this suffix can be written to."""
     check_folder_place(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a {suffix} file")

@@ -122,9 +122,13 @@ class Predictor:
 
         ``sampling``: variance of the difference of means that comes from the number of cells, shape (n_genes,).
         """
-        widest = max(self.widen.values(), default=1.0)
-        half = NORMAL_90 * np.sqrt(self.widen.get(effect.kind, widest) ** 2 * effect.variance + sampling)
+        half = NORMAL_90 * np.sqrt(self.calibrated(effect).variance + sampling)
         return effect.mean - half, effect.mean + half
+
+    def calibrated(self, effect: Effect) -> Effect:
+        """Return the effect with the variance that leaving conditions out has shown it to have."""
+        widest = max(self.widen.values(), default=1.0)
+        return replace(effect, variance=self.widen.get(effect.kind, widest) ** 2 * effect.variance)
 
     def ood(self, effect: Effect) -> float:
         """Return how little is known of an effect, 0 to 1; .5: as uncertain as effects are large."""

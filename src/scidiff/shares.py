@@ -1,7 +1,7 @@
 """A share of the work: each of several processes, or of the jobs of an array, does one into a file of its own.
 
-Shares need not know of each other: what a cell becomes does not depend on who works on it, and files are joined when
-all are there.
+Shares need not know of each other: files are joined when all are there. A denoised cell does not depend on who works on
+it; what is generated or predicted is as likely, drawn by other random numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Share:
             The text says something else.
         """
         if text is None:
-            return cls(int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
+            of = int(os.environ.get("WORLD_SIZE", 1))
+            return cls(int(os.environ.get("RANK", 0)) + 1, of) if of > 1 else cls()
         found = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise InputError(f"share {text!r} is not one of several, as in 3/16")
@@ -49,10 +50,10 @@ class Share:
         Raises
         ------
         InputError
-            It is empty; ``what`` says of what there are too few.
+            It is empty, and not all there is; ``what`` says of what there are too few.
         """
         first, last = ((self.number - 1 + end) * len(items) // self.of for end in (0, 1))
-        if first == last:
+        if first == last and self.of > 1:
             raise InputError(f"share {self.number}/{self.of} is empty: of {len(items)} {what} make fewer shares")
         return items[first:last]
 

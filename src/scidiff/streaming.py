@@ -28,7 +28,7 @@ from scipy import sparse
 
 from scidiff.data.cells import choose, empty_cells, load, name_problems, read_cells, stored_values
 from scidiff.errors import DataWarning, InputError
-from scidiff.files import Disk, check_h5ad, check_tables, hdf5, part_of, reading, writing
+from scidiff.files import Disk, check_h5ad, check_tables, hdf5, part_of, reading, write_cells, writing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -375,11 +375,9 @@ class CellSink:
 
     def _start(self, part: AnnData) -> None:
         from anndata import AnnData
-        from anndata.io import write_elem
 
         self.head = AnnData(obs=self._obs, var=part.var, uns=part.uns)
-        self.head.strings_to_categoricals()  # as write_h5ad does
-        write_elem(self._group, "/", self.head)
+        write_cells(self._group, self.head)
 
 
 def _append(group: Any, name: str, x: sparse.csr_matrix | np.ndarray) -> None:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError
-from scidiff.evaluation.effects import BETTER, METRICS, evaluate_effects
+from scidiff.evaluation.effects import BETTER, DRAW, METRICS, evaluate_effects
 
 GENES = ["A", "B", "C", *(f"G{i}" for i in range(117))]
 SCHEMA = Schema(perturbation="condition", control="control", context="line", batch="plate")
@@ -189,13 +189,13 @@ def test_order_of_genes_and_of_cells_does_not_matter(cells, good):
 
 def test_draws_of_one_cell_are_told_apart(cells, good):
     """Each cell three times: distances are those of one draw; not told so, copies pass for cells that lie together."""
-    thrice = ad.concat([cells["good"]] * 3, keys=["a", "b", "c"], label="draw", index_unique="-")
+    thrice = ad.concat([cells["good"]] * 3, keys=["a", "b", "c"], label=DRAW, index_unique="-")
     sets = [cells[name] for name in ("real", "source", "control")]
     table = scores_of(thrice, *sets, reference=cells["reference"])
     means = ["pearson_delta", "r2_var", "corr_r2_hvg", "corr_responding", "energy", "mmd"]
     rows = good.index[good.index.get_level_values(1).isin(means)]
     np.testing.assert_allclose(table["value"][rows], good["value"][rows], rtol=1e-4)
-    del thrice.obs["draw"]
+    del thrice.obs[DRAW]
     copied = scores_of(thrice, *sets, reference=cells["reference"])["value"]
     distances = rows[rows.get_level_values(1).isin(["energy", "mmd"])]
     assert (copied[distances] > table["value"][distances] + 0.01).all()

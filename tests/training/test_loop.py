@@ -71,7 +71,7 @@ def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-class Killed(Exception):
+class Killed(BaseException):  # nobody catches a kill
     pass
 
 

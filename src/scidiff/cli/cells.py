@@ -163,12 +163,12 @@ def predict(
         if with_controls:
             cells = _with_controls(cells, source, trained, layer)
         write_h5ad(out, cells)
-        effects = cells.uns["scidiff"]["effects"]
+        strongest = _strongest(cells.uns["scidiff"]["effects"])
         talk.result(
             {"cells": str(out), "n_cells": cells.n_obs, "n_genes": cells.n_vars, "condition": asked, "seed": seed}
-            | {"strongest": _strongest(effects)},
+            | {"strongest": strongest},
             f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
-            *(f"{label}: {', '.join(genes)}" for label, genes in _strongest(effects).items()),
+            *(f"{label}: {', '.join(genes)}" for label, genes in strongest.items()),
         )
 
 
@@ -205,6 +205,7 @@ def _of_contexts(source: AnnData, schema: Schema, share: Share) -> np.ndarray:
 
     if not schema.context:
         raise InputError("cells are shared out by context, and this model knows none: predict them in one process")
-    table = schema.table(source)[list(schema.context)]
-    kinds = table.groupby(list(table), dropna=False, observed=True).ngroup().to_numpy()
-    return np.isin(kinds, share.among(range(kinds.max() + 1), what="contexts"))
+    table = schema.table(source)
+    kinds = table.groupby(list(schema.context), dropna=False, observed=True).ngroup().to_numpy()
+    there = np.unique(kinds[schema.is_control(table)] if schema.columns["perturbation"] in source.obs else kinds)
+    return np.isin(kinds, share.among(list(there), what="contexts with control cells"))

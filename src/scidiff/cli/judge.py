@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scidiff.cli.options import Batch, Context, Control, Data, Dose, Json, Layer, Perturbation, Quiet, Seed, Time
-from scidiff.cli.paths import named_cells
 from scidiff.cli.talk import Talk, records, score_table
 from scidiff.errors import InputError, closest
 from scidiff.files import check_file_place, read_genes, read_h5ad, read_table, whole_file, writing
@@ -113,7 +112,7 @@ def benchmark(
                 "seeds": seeds,
                 "features": None if features is None else read_table(features),
                 "states": states,
-                "predicted": None if not predicted else dict(named_cells(text) for text in predicted),
+                "predicted": None if not predicted else dict(_named_cells(text) for text in predicted),
             },
             "design": {"seeds": seeds},
         }
@@ -131,9 +130,10 @@ def benchmark(
         if export is not None:
             if task != "predict":
                 raise InputError("--export belongs to --task predict")
-            known = {name: asked[name] for name in ("split", "seeds", "genes", "layer", "seed") if name in asked}
+            if unused := asked.keys() - {"split", "seeds", "genes", "layer", "seed"}:
+                raise InputError(f"--{min(unused)} has no part in --export; leave it out")
             with writing(export):
-                places = export_splits(read_h5ad(data), schema, folder=export, **known)
+                places = export_splits(read_h5ad(data), schema, folder=export, **asked)
             talk.result({"folders": list(map(str, places))}, *map(str, places))
             return
         if out is None:
@@ -154,6 +154,14 @@ def benchmark(
             *found["text"],
             f"written to {out}",
         )
+
+
+def _named_cells(text: str) -> tuple[str, AnnData]:
+    """The name and the cells of NAME=FILE."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise InputError(f"cannot read {text!r}: write NAME=FILE, as in scGen=scgen.h5ad")
+    return name, read_h5ad(Path(path))
 
 
 def _recorded_schema(generated: AnnData) -> Schema | None:

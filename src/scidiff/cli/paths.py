@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from scidiff.cli.options import Data, Json, Layer, Model, Quiet, Seed
 from scidiff.cli.talk import Talk, records
 from scidiff.errors import InputError
 from scidiff.files import check_file_place, read_h5ad, write_h5ad
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def trajectory(
@@ -137,11 +134,3 @@ def _span(text: str) -> dict[str, tuple[str, str]]:
     if not (name.strip() and begin.strip() and end.strip()) or ":" in end:
         raise InputError(f"cannot read {text!r}: write NAME=FROM:TO, as in day=2:6")
     return {name.strip(): (begin.strip(), end.strip())}
-
-
-def named_cells(text: str) -> tuple[str, AnnData]:
-    """The name and the cells of NAME=FILE."""
-    name, _, path = text.partition("=")
-    if not name or not path:
-        raise InputError(f"cannot read {text!r}: write NAME=FILE, as in scGen=scgen.h5ad")
-    return name, read_h5ad(Path(path))

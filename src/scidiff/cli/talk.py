@@ -87,6 +87,7 @@ class Talk:
 
 
 def fail(message: str, *, code: int = 1) -> int:
+    """Say on stderr, in one line, why there is no result; return the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 

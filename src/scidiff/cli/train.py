@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from scidiff.cli.options import Batch, Context, Control, Data, Dose, Json, Layer
 from scidiff.cli.talk import Talk
 from scidiff.errors import InputError
 from scidiff.files import check_folder_place, discard, locked, read_genes, read_h5ad, read_table, reason, writing
+from scidiff.shares import Share
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,7 +78,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on the cells of an h5ad file."""
-    leader = os.environ.get("RANK", "0") == "0"  # of several processes (accelerate launch) one speaks and writes
+    leader = Share.asked(None).number == 1  # of several processes (accelerate launch) one speaks and writes
     with Talk(quiet=quiet or not leader, as_json=as_json and leader) as talk:
         unfinished = out.with_name(f"{out.name}.partial")
         if leader:

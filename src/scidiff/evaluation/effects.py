@@ -56,7 +56,7 @@ MIN_RANGE = 0.2  # of the way from floor to perfect that the ceiling must lie, o
 #: the metrics of predicted effects
 METRICS = tuple(name for name in BETTER if name not in ("auc", "zero_gap", "r2_mean"))
 #: obs column of predicted cells that were drawn several times from each source cell: which draw
-DRAW = "draw"
+DRAW = "scidiff_draw"
 
 
 def evaluate_effects(
@@ -83,9 +83,9 @@ def evaluate_effects(
     ----------
     predicted
         Predicted cells, with the schema's columns (or their roles) in obs. Where each source cell was drawn several
-        times, the obs column ``draw`` tells the draws apart: distances between populations, which copies of a cell
-        inflate, are means over draws, all other scores are of all cells. A condition may be a single row, its mean:
-        scores that need cells are NaN then.
+        times, the obs column ``scidiff_draw`` tells the draws apart: distances between populations, which copies of a
+        cell inflate, are means over draws, all other scores are of all cells. A condition may be a single row, its
+        mean: scores that need cells are NaN then.
     real
         Measured cells that the method has not seen.
     source, control

@@ -73,6 +73,8 @@ class Opinion:
                 k = int(one["context"])
                 ask = Asked(one["parts"], one["dose"], float(one["time"]), process.place(k))
                 control, truth = measured.controls[k], measured.effect[int(row), :-1]
+                if not truth.any():
+                    continue
                 closed = np.maximum(blind.posterior(ask)[0][:-1], -control)
                 folded = fold_change(other, _alike(other, ask.parts, ask.dose, ask.time), control, widths=WIDTHS)
                 both = np.stack([np.broadcast_to(closed, folded.shape), folded], axis=1) / np.linalg.norm(truth)
@@ -183,6 +185,8 @@ def _left_out(measured: Measured, folds: np.ndarray) -> pd.DataFrame:
 
 def _shares(products: np.ndarray, told: np.ndarray) -> np.ndarray:
     """Weights x >= 0, at most 1 in all, of two predictors with the least x'(products)x - 2 x'(told), shape (2,)."""
+    if not np.trace(products) > 0:  # neither says anything
+        return np.zeros(2)
     root = np.linalg.cholesky(products + 1e-9 * np.trace(products) * np.eye(2)).T
     firm = 1e3 * np.linalg.norm(root)  # the third is what is left to no change: together they are 1
     lines = np.vstack([np.column_stack([root, np.zeros(2)]), np.full(3, firm)])

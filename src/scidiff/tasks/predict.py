@@ -177,7 +177,9 @@ def _predict_group(
     low, high = model.predictor.interval(effect, sampling)
     condition = " ".join(f"{name}={value}" for name, value in {**own, **asked.dropna()}.items() if not pd.isna(value))
     columns = {"condition": condition, "gene": model.genes, "effect": effect.mean, "low": low, "high": high}
-    return made, pd.DataFrame(columns | {"as_observed": effect.as_observed(sampling), "n": len(rows)})
+    return made, pd.DataFrame(
+        columns | {"as_observed": model.predictor.calibrated(effect).as_observed(sampling), "n": len(rows)}
+    )
 
 
 @lru_cache(maxsize=4)

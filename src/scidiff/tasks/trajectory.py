@@ -73,8 +73,8 @@ def trajectory(
     if growth is not None and not 0 < growth < np.inf:
         raise InputError(f"growth={growth} must be above 0: how many cells there are at the end for one at the start")
     if velocity is not None:
-        if to or along or growth is not None or n_paths is not None:
-            raise InputError("along velocity= cells go where it leads: without to=, along=, growth= and n_paths=")
+        if to or along or growth is not None or n_paths is not None or not network:
+            raise InputError("velocity= leads the cells: leave out to=, along=, growth=, n_paths= and network=False")
         return _flowing(model, adata, velocity, where=where, steps=steps, layer=layer, seed=seed, on_cells=on_cells)
     if not to and not along:
         raise InputError("say where to: to={'perturbation': 'A'}, along={'time': (2, 6)}, or velocity=10")
