@@ -43,8 +43,9 @@ def compared(table: pd.DataFrame, tool: str) -> tuple[pd.DataFrame, str]:
     here = table[unit.isin(scored)]
     mean = means(here)
     gains = {metric: gain(here, metric, OURS, tool) for metric in mean}
+    over = f"{', '.join(here['part'].unique())}, {here['split'].nunique()} of the seeds"
     line = ", ".join(f"{metric} {one['gain']:+.3f} ± {one['se']:.3f}" for metric, one in gains.items())
-    return mean.loc[[*BESIDE, tool]].rename_axis("method"), f"{', '.join(scored.unique())}. Gain in loss: {line}"
+    return mean.loc[[*BESIDE, tool]].rename_axis("method"), f"{over}. Gain in loss: {line}"
 
 
 def main() -> None:
