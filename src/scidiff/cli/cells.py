@@ -151,6 +151,7 @@ def predict(
             source = source[trained.schema.select(source, chosen)]
         if one.of > 1:
             source = source[_of_contexts(source, trained.schema, one)]
+        n = len(asked) * int(_controls(source, trained.schema).sum())
         with talk.progress("predicting") as advance:
             cells = trained.predict(
                 source,
@@ -158,7 +159,7 @@ def predict(
                 network=not no_network,
                 layer=layer,
                 seed=seed,
-                on_cells=lambda done: advance(done, len(asked) * source.n_obs),
+                on_cells=lambda done: advance(done, n),
             )
         if with_controls:
             cells = _with_controls(cells, source, trained, layer)
@@ -199,13 +200,20 @@ def _with_controls(predicted: AnnData, source: AnnData, model: ScIDiff, layer: s
     return both
 
 
+def _controls(source: AnnData, schema: Schema) -> np.ndarray:
+    """Return a mask of the cells to start from: controls, and all where nothing says what was done to them."""
+    import numpy as np
+
+    told = schema.columns.get("perturbation") in source.obs
+    return schema.is_control(schema.table(source)) if told else np.ones(source.n_obs, dtype=bool)
+
+
 def _of_contexts(source: AnnData, schema: Schema, share: Share) -> np.ndarray:
     """Return a mask of the cells of a share of the contexts: those of one are predicted together."""
     import numpy as np
 
     if not schema.context:
         raise InputError("cells are shared out by context, and this model knows none: predict them in one process")
-    table = schema.table(source)
-    kinds = table.groupby(list(schema.context), dropna=False, observed=True).ngroup().to_numpy()
-    there = np.unique(kinds[schema.is_control(table)] if schema.columns["perturbation"] in source.obs else kinds)
+    kinds = schema.table(source).groupby(list(schema.context), dropna=False, observed=True).ngroup().to_numpy()
+    there = np.unique(kinds[_controls(source, schema)])
     return np.isin(kinds, share.among(list(there), what="contexts with control cells"))
