@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 POPULATION = 2000
 #: gain with which new molecules are dealt: a posterior mean says too little of how genes go together in a cell. Told
 #: their true means, training cells predicted from their controls are as close to real ones at 1 as at 2, and the larger
-#: it is, the more their genes go together; so the largest of these (Kang et al. 2018; `benchmarks/dealing.py`)
+#: it is, the more their genes go together; so the largest of these, though at 1.5 they spread as real ones do and at 2
+#: by 7 % more (Kang et al. 2018; `benchmarks/dealing.py`)
 DEALING_GAIN = 2.0
 #: share of the unanchored network in the effect: of training contexts that it was not shown perturbed it foretells what
 #: earns it .06 to .26 (Kang et al. 2018)
