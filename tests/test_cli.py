@@ -245,7 +245,7 @@ def test_cells_follow_velocity_as_in_python(box, tmp_path, capsys):
     assert (made.layers["counts"] != expected.layers["counts"]).nnz == 0
     assert told["stops"] == [0, 2]
     assert run("trajectory", *words, "--to", "perturbation=A") == 1
-    assert "without to=" in capsys.readouterr().err
+    assert "leave out to=" in capsys.readouterr().err
 
 
 def test_fate_is_what_python_does(box, tmp_path, capsys):

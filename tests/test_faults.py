@@ -30,7 +30,7 @@ import scidiff as sd
 from scidiff import storage
 from scidiff.benchmarking.results import Results
 from scidiff.cli import main
-from scidiff.files import locked, part_of, whole_file
+from scidiff.files import hdf5, locked, part_of, whole_file
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context="cell_type")
@@ -177,6 +177,29 @@ def test_a_disk_that_is_full(box, capfd, verb):
     (told,) = [line for line in said.err.splitlines() if not line.startswith("warning: ")]
     assert re.match("error: cannot write .*new.*(File too large|error 27)", told), told
     assert names(box) == before
+
+
+def test_what_a_full_disk_did_not_take_can_be_read_until_the_end(tmp_path):
+    """HDF5 reads again what it has written; were it not there, the library would crash."""
+    written = {f"{i}": np.random.default_rng(i).integers(0, 9, (40, 60)) for i in range(20)}
+
+    def write_and_read() -> None:
+        with hdf5(tmp_path / "new.h5") as (file, disk):
+            for name, values in written.items():
+                file.create_dataset(name, data=values, chunks=(8, 8), compression="gzip")
+                file.flush()
+            assert disk.error is not None
+            for name, values in written.items():
+                file[name].id.refresh()  # from the file, not from what the library remembers
+                np.testing.assert_array_equal(file[name][:], values)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_and_read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_checkpoints_on_a_full_disk(box, capsys, monkeypatch):

@@ -176,18 +176,27 @@ def hdf5(path: Path) -> Iterator[tuple[h5py.File, Disk]]:
 
 
 class Disk:
-    """A file that remembers its first error: HDF5 that meets one on a full disk can neither go on nor close."""
+    """A file that remembers its first error, and in memory what it could not take.
+
+    HDF5 that meets an error of the disk can neither go on nor close, and what it wrote it may read again.
+    """
 
     def __init__(self, raw: RawIOBase) -> None:
         self._raw = raw
+        self._lost: list[tuple[int, bytes]] = []  # places, and what belongs there
         self.error: OSError | None = None
-        self.seek, self.tell, self.flush = raw.seek, raw.tell, raw.flush
-        self.read, self.readinto = raw.read, raw.readinto
+        self.tell, self.flush = raw.tell, raw.flush
 
     def check(self) -> None:
         """Raise the error, if there was one."""
         if self.error is not None:
             raise self.error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = self._raw.seek(offset, whence)
+        if whence == os.SEEK_END and self._lost:
+            at = self._raw.seek(max(at, offset + max(start + len(data) for start, data in self._lost)))
+        return at
 
     def write(self, data: memoryview) -> int:
         rest = memoryview(data)
@@ -196,7 +205,26 @@ class Disk:
                 rest = rest[self._raw.write(rest) :]  # a disk that is nearly full takes a part
             except OSError as error:
                 self.error = error
+        if rest:
+            self._lost.append((self._raw.tell(), bytes(rest)))
+            self._raw.seek(len(rest), os.SEEK_CUR)
         return len(data)
+
+    def read(self, size: int) -> bytes:
+        buffer = bytearray(size)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
+
+    def readinto(self, buffer: memoryview) -> int:
+        into, first = memoryview(buffer).cast("B"), self._raw.tell()
+        n = self._raw.readinto(into) or 0
+        if not self._lost:
+            return n
+        into[n:] = bytes(len(into) - n)
+        for start, data in self._lost:
+            low, high = max(start, first), min(start + len(data), first + len(into))
+            if low < high:
+                into[low - first : high - first] = data[low - start : high - start]
+        return len(into)
 
     def truncate(self, size: int | None = None) -> int:
         try:

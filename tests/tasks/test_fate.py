@@ -95,7 +95,7 @@ def test_cells_flow_where_their_velocity_leads(model, controls):
     ("options", "message"),
     [
         ({"velocity": 0}, "velocity=0"),
-        ({"velocity": 5, "along": {"time": (0, 72)}}, "without to=, along="),
+        ({"velocity": 5, "along": {"time": (0, 72)}}, "leave out to=, along="),
         ({"velocity": 5, "where": {"cell_type": "nobody"}}, "nobody"),
     ],
 )
