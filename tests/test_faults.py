@@ -469,7 +469,7 @@ def from_benchmarks(name: str):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ten_seconds_of_damaged_and_hostile_input():
-    """Damage that ends libhdf5 itself, in circles or in a crash, is no answer of ours: `benchmarks/fuzz.py` counts it."""
+    """Damage that ends libhdf5 itself, in circles or a crash, is no answer of ours; `benchmarks/fuzz.py` counts it."""
     tallies = from_benchmarks("fuzz").fuzz(10, seed=0)
     answers = {(name, said) for name, tally in tallies.items() if tally.findings for said in tally.examples}
     wrong = {(name, said) for name, said in answers if not said.startswith("the process died")}
