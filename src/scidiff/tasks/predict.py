@@ -41,8 +41,7 @@ POPULATION = 2000
 #: it is, the more their genes go together; so the largest of these, though at 1.5 they spread as real ones do and at 2
 #: by 7 % more (Kang et al. 2018; `benchmarks/dealing.py`)
 DEALING_GAIN = 2.0
-#: share of the unanchored network in the effect: of training contexts that it was not shown perturbed it foretells what
-#: earns it .06 to .26 (Kang et al. 2018)
+#: share of the unanchored network in the effect, chosen by hand
 NETWORK_SHARE = 0.15
 #: cells it generates, in steps, to say so
 OPINION_CELLS, OPINION_STEPS = 200, 6
