@@ -17,7 +17,7 @@ import scidiff as sd
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.model import untrained
 from scidiff.models.thinning import Thinning
-from scidiff.tasks.predict import generated_effect
+from scidiff.tasks.predict import ENLARGED, generated_effect, sized
 
 N_GENES = 50
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context=["cell_type"], dose="dose")
@@ -236,6 +236,18 @@ def test_a_network_says_what_it_believes_of_an_effect(model, source):
     assert np.corrcoef(said, expected)[0, 1] > 0.99
     nobody = after.assign(cell_type="Mast")
     assert generated_effect(sure, before.assign(cell_type="Mast"), nobody, depth=depth, seed=0) is None
+
+
+def test_the_network_says_which_genes_move_and_not_how_far():
+    rng = np.random.default_rng(0)
+    closed, apart = np.linalg.qr(rng.normal(size=(50, 2)))[0].T
+    for seen in (0.6 * closed + 0.2 * apart, 3 * closed - apart):  # too little, too much
+        np.testing.assert_allclose(sized(seen, closed) @ closed, 1)
+        np.testing.assert_allclose(np.outer(sized(seen, closed), seen), np.outer(seen, sized(seen, closed)))
+    hardly = 0.1 * closed + apart
+    np.testing.assert_allclose(sized(hardly, closed), ENLARGED * hardly)
+    np.testing.assert_array_equal(sized(-closed, closed), -closed)
+    np.testing.assert_array_equal(sized(closed, np.zeros(50)), closed)  # nothing to measure it by
 
 
 def test_one_cell_is_predicted_among_its_like(model, source):

@@ -41,8 +41,8 @@ POPULATION = 2000
 #: it is, the more their genes go together; so the largest of these, though at 1.5 they spread as real ones do and at 2
 #: by 7 % more (Kang et al. 2018; `benchmarks/dealing.py`)
 DEALING_GAIN = 2.0
-#: share of the unanchored network in the effect, chosen by hand
-NETWORK_SHARE = 0.15
+#: share of the unanchored network in the effect, chosen by hand, and how many times its effect is enlarged at most
+NETWORK_SHARE, ENLARGED = 0.15, 2.0
 #: cells it generates, in steps, to say so
 OPINION_CELLS, OPINION_STEPS = 200, 6
 #: fewer cells than this are predicted among reference cells of their context: too few for their mean to say much
@@ -162,7 +162,7 @@ def _predict_group(
     if network and model.opinion is not None and effect.kind == "context":
         seen = generated_effect(model, table.iloc[rows], after, depth=row_sums(source), seed=seed)
         if seen is not None:
-            blend = (1 - NETWORK_SHARE) * effect.mean + NETWORK_SHARE * seen
+            blend = (1 - NETWORK_SHARE) * effect.mean + NETWORK_SHARE * sized(seen, effect.mean)
             effect = replace(effect, mean=np.maximum(blend, -control))
     var = pd.DataFrame(index=pd.Index(model.genes))
     if model.standardizer is None:
@@ -218,6 +218,21 @@ def generated_effect(
         )
         means.append(log1p_cp10k(torch.cat(cells).numpy()).mean(axis=0, dtype=float))
     return means[1] - means[0]
+
+
+def sized(seen: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return an effect enlarged, or made smaller, until its part along another one is as large as that.
+
+    A network that never saw the context says too little of every effect: which genes move is its to say, how far they
+    do is the closed form's. At most ``ENLARGED`` times; what points elsewhere altogether is not enlarged.
+
+    Parameters
+    ----------
+    seen, like
+        Effects on the same genes, shape (n_genes,).
+    """
+    along = float(seen @ like)
+    return seen * min(float(like @ like) / along, ENLARGED) if along > 0 else seen
 
 
 def counts_under(
