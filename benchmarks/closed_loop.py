@@ -1,13 +1,13 @@
 """The whole loop, closed: a phenotype, an intervention chosen for it, the experiment done, the phenotype measured.
 
-    python benchmarks/closed_loop.py
+    python benchmarks/closed_loop.py [--cells 6000]
 
-On the simulator at its default difficulty: 152 treatments (perturbations and doses) in 5,100 cells, six cell types and
-three times, two cells of each condition. A phenotype is three genes that shall go up and three that shall go down in a
-random cell type, drawn from genes that some treatment moves there. Each method names one of the treatments of the
-screen; its score is the mean change of the six genes in log1p(CP10k), signed, at the last time. "best of 5 run" may do
-experiments first: the laboratory runs the five treatments that a method names first, and the one that did best in 400
-cells is its choice.
+On the simulator at its default difficulty: 152 treatments (perturbations and doses) in 5,100 of 6,000 cells, six cell
+types and three times, two cells of each condition. With --cells 60000 the same screen has twenty. A phenotype is three
+genes that shall go up and three that shall go down in a random cell type, drawn from genes that some treatment moves
+there. Each method names one of the treatments of the screen; its score is the mean change of the six genes in
+log1p(CP10k), signed, at the last time. "best of 5 run" may do experiments first: the laboratory runs the five
+treatments that a method names first, and the one that did best in 400 cells is its choice.
 
 The laboratory runs each choice: 400 fresh cells and as many controls ("measured"). Which choice is how good is judged
 by the simulator's noise-free answer ("score"), and "best possible" is the treatment that is best by it: no method can
@@ -44,12 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phenotypes", type=int, default=50)
     parser.add_argument("--cell-types", type=int, default=6, help="draw from the first of them only")
+    parser.add_argument("--cells", type=int, default=6000, help="of the screen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--truth", type=Path, help="npz file that keeps the noise-free answer")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    simulation = simulate(seed=args.seed)
+    simulation = simulate(n_cells=args.cells, seed=args.seed)
     adata, lab = simulation.adata, simulation.lab
     model = sd.ScIDiff.fit(adata, SCHEMA, config=sd.TrainConfig(steps=1), width=8, n_blocks=1, seed=args.seed)
     treated = adata.obs[adata.obs["perturbation"] != "control"]
@@ -90,10 +91,11 @@ def main() -> None:
             rows.append((i, state, method, name, score, measured))
         print(i, state, {row[2]: round(row[4], 3) for row in rows[-len(chosen) :]}, flush=True)
     table = pd.DataFrame(rows, columns=["phenotype", "cell_type", "method", "treatment", "score", "measured"])
-    table.to_csv(args.out / "closed_loop.csv", index=False, float_format="%.5g")
+    name = "closed_loop" if args.cells == 6000 else f"closed_loop_{args.cells}"
+    table.to_csv(args.out / f"{name}.csv", index=False, float_format="%.5g")
     text = summary(table)
-    called = f"--phenotypes {args.phenotypes} --cell-types {args.cell_types} --seed {args.seed}"
-    (args.out / "closed_loop.md").write_text(f"Made by `python benchmarks/closed_loop.py {called}`.\n\n{text}")
+    called = f"--phenotypes {args.phenotypes} --cell-types {args.cell_types} --cells {args.cells} --seed {args.seed}"
+    (args.out / f"{name}.md").write_text(f"Made by `python benchmarks/closed_loop.py {called}`.\n\n{text}")
     print(text)
 
 

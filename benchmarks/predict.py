@@ -13,9 +13,9 @@
 | papalexi21 | each of 3 replicates        | 25 knockouts at once: which is which (pds)?                    |
 
 Each data set has a folder under --out with its table, verdict and page. Tables go to
-benchmarks/results/predict_<data>.csv (a row per number), means and paired differences to predict_<data>.md. Other tools
-take part through files: --export writes what is held out of what, --predicted kang18:scGen=scgen.h5ad scores their
-cells in the same table (benchmarks/peers).
+benchmarks/results/predict_<data>.csv (scores of what is held out at once are averaged), means and paired differences to
+predict_<data>.md. Other tools take part through files: --export writes what is held out of what, --predicted
+kang18:scGen=scgen.h5ad scores their cells in the same table (benchmarks/peers).
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ TASKS = {
 
 def write_tables(name: str, table: pd.DataFrame, *, command: str, held_out: str) -> None:
     """Write the rows, and in Markdown the means, paired differences, and what cannot tell anything."""
-    table.to_csv(RESULTS / f"predict_{name}.csv", index=False, float_format="%.6g")
+    keys = ["dataset", "part", "split", "method", "metric"]
+    each = table.groupby(keys, sort=False).agg({"value": "mean", "seconds": "first", "note": "first"})
+    each.to_csv(RESULTS / f"predict_{name}.csv", float_format="%.6g")
     mean = means(table)
     ours = OURS if OURS in mean.index else CLOSED
     text = [f"Made by `{command}`: {held_out}, mean over what was held out and seeds.\n\n"]

@@ -8,6 +8,8 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def screen(n: int = 240, seed: int = 0) -> AnnData:
     rate[obs["drug"] == "A", :10] *= 2
     counts = sparse.csr_matrix(rng.poisson(rate * 4), dtype=np.float32)
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(40)]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_models() -> Iterator[None]:
+    """Networks are smaller than outside of tests: nothing here depends on their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sd.ScIDiff, "fit", staticmethod(partial(sd.ScIDiff.fit, width=64, n_blocks=1)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -442,3 +452,18 @@ def test_only_one_of_several_processes_writes(place, monkeypatch, capsys):
     assert run("train", "cells.h5ad", "--out", "m", "--steps", 2, "--json") == 0
     assert tuple(capsys.readouterr()) == ("", "")
     assert os.listdir() == ["cells.h5ad"]
+
+
+def test_a_zarr_store_is_known_again_without_reading_its_chunks(place, monkeypatch):
+    """Stores can hold millions of files. A chunk that was written again counts as other data, also of the same size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on versions of the format
+        screen().write_zarr("cells.zarr")
+    monkeypatch.setattr("scidiff.storage.file_hash", lambda path: pytest.fail(f"read {path}"))
+    before = cli.train._content(Path("cells.zarr"))
+    assert cli.train._content(Path("cells.zarr")) == before
+    chunk = next(path for path in Path("cells.zarr/X/data").rglob("*") if path.is_file())
+    told = chunk.stat()
+    chunk.write_bytes(chunk.read_bytes())
+    os.utime(chunk, ns=(told.st_atime_ns, told.st_mtime_ns + 1))
+    assert cli.train._content(Path("cells.zarr")) != before

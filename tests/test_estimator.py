@@ -184,8 +184,8 @@ class TestGenerate:
 
     def test_progress(self, model):
         seen = []
-        model.generate(300, n_steps=1, on_cells=seen.append)
-        assert seen == [256, 300]
+        model.generate(300, n_steps=1, on_cells=lambda *at: seen.append(at))
+        assert seen == [(256, 300), (300, 300)]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

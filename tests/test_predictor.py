@@ -147,6 +147,7 @@ def test_files_keep_everything(predictor):
     arrays, about = predictor.to_arrays()
     again = Predictor.from_arrays(arrays, json.loads(json.dumps(about)), n_genes=300)
     assert again.widen == predictor.widen
+    assert again.stacking == predictor.stacking
     assert (again.reference != predictor.reference).nnz == 0
     pd.testing.assert_frame_equal(again.reference_contexts, predictor.reference_contexts, check_dtype=False)
     parts = predictor.effects.process.measured.parts[:1]

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import anndata as ad
@@ -286,7 +287,7 @@ def test_jobs_stand_in_line_can_be_stopped_and_fail_alone():
     def long(job: Job) -> str:
         order.append(job.what)
         while not go_on[0]:
-            job.at(job.done + 1)
+            job.at(job.done + 1, 1000)
             time.sleep(0.002)
         return job.what
 
@@ -351,6 +352,30 @@ def test_a_port_in_use_is_told_before_anything_is_read(capsys):
         assert taken.getsockname()[0] == "127.0.0.1"
         assert main(["studio", "no_model", "--port", str(port), "--no-browser"]) == 1
     assert capsys.readouterr().err == f"error: port {port} is in use; name another with --port, or leave it out\n"
+
+
+def test_public_files_are_named_as_for_attribute(box, monkeypatch, tmp_path):
+    """Given a consent they are fetched; what the studio is served with has read them."""
+    pytest.importorskip("nicegui")
+    public = {"collectri": box / "network.tsv", "l1000": box / "drugs.tsv"}
+    asked, served = [], []
+
+    def download(name: str, *, consent: bool = False) -> Path:
+        asked.append((name, consent))
+        if not consent:
+            raise sd.InputError(f"{name!r} is not here")
+        return public[name]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_module("scidiff.integration.download"), "download", download)
+    monkeypatch.setattr("scidiff.studio.server.serve", lambda session, place, **options: served.append(session))
+    words = ["studio", str(box / "model"), "--network", "collectri", "--signatures", "l1000"]
+    assert main([*words, "--download"]) == 0
+    assert asked == [("collectri", False), ("collectri", True), ("l1000", False), ("l1000", True)]
+    assert set(served[0].network["source"]) == {"TFA", "TFB", "TF0"}
+    assert served[0].signatures is not None
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert main(words) == 1
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch, capsys):
@@ -461,6 +486,7 @@ def test_from_a_phenotype_to_cells_to_regulators(address, browser, tmp_path):
     page.get_by_label("cell type").first.focus()
     page.keyboard.type("B")
     page.get_by_role("option", name="B", exact=True).click()
+    page.get_by_label("Number of cells").fill("60")
     page.get_by_role("button", name="Design cells").dblclick()  # a double click is one request
     page.get_by_role("heading", name="G0, G2 up, cell_type B").wait_for()
     page.locator("figure.map").nth(1).wait_for()
@@ -485,7 +511,7 @@ def test_from_a_phenotype_to_cells_to_regulators(address, browser, tmp_path):
             page.get_by_role("button", name=label).click()
         assert download.value.suggested_filename == name
         download.value.save_as(tmp_path / name)
-    assert ad.read_h5ad(tmp_path / "cells.h5ad").n_obs == 200
+    assert ad.read_h5ad(tmp_path / "cells.h5ad").n_obs == 60
     assert "G0, G2 up" in (tmp_path / "report.html").read_text()
 
     for width, scheme in ((1280, "light"), (1280, "dark"), (390, "dark"), (390, "light")):

@@ -29,7 +29,7 @@ def predict(unit: Unit, args) -> list:
     train, source = logged(unit.train), logged(unit.source)
     pca = PCA(50, random_state=0).fit(train.X)
     singles = sorted({p for name in train.obs[column].astype(str) for p in unit.parts(name)} - {unit.schema["control"]})
-    asked = [one for one in unit.asked if set(unit.parts(one["perturbation"])) <= set(singles)]
+    asked = unit.known()
     most = max(len(unit.parts(name)) for name in train.obs[column].astype(str).unique())
     slots = [f"_part{i}" for i in range(max([most, *(len(unit.parts(one["perturbation"])) for one in asked)]))]
 
@@ -74,6 +74,7 @@ def predict(unit: Unit, args) -> list:
         optimizer=optax.MultiSteps(optax.adam(5e-5), 20) if own else optax.adam(1e-3),
     )
     model.train(num_iterations=args.iterations, batch_size=256)
+    unit.trained()
     made = []
     for condition in asked:
         for context in source.obs["_context"].unique():

@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,17 @@ def in_environment(name: str, *requirements: str, python: str = "python3") -> No
 
 @dataclass
 class Unit:
-    """One thing held out: training cells, control cells to start from, conditions asked for, and the schema."""
+    """One thing held out: training cells, control cells to start from, conditions asked for, and the schema.
+
+    ``trained_at``: the CPU-seconds of the process when training ended, see :meth:`trained`.
+    """
 
     name: str
     train: Any
     source: Any
     asked: list[dict[str, Any]]
     schema: dict[str, Any]
+    trained_at: float | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -71,6 +76,16 @@ class Unit:
         """Return the single perturbations of a combination."""
         sep = self.schema["combination_sep"]
         return perturbation.split(sep) if sep else [perturbation]
+
+    def known(self) -> list[dict[str, Any]]:
+        """Return the conditions asked for of which the training cells have every part, alone or in a combination."""
+        names = self.train.obs[self.schema["perturbation"]].astype(str).unique()
+        seen = {part for name in names for part in self.parts(name)}
+        return [condition for condition in self.asked if seen.issuperset(self.parts(condition["perturbation"]))]
+
+    def trained(self) -> None:
+        """Take down that training ends here and predicting begins."""
+        self.trained_at = time.process_time()
 
     def cells(self, source, x, condition: dict[str, Any]) -> Any:
         """Return the log expression ``x`` of cells made from ``source``, labelled with the condition asked for.
@@ -117,9 +132,10 @@ def logged(adata) -> Any:
 def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], *, package: str, **settings: int) -> None:
     """Predict every unit of the folder in the first argument, and write the file in the second.
 
-    Units that the file holds already are not predicted again. What each cost goes into a table beside it (OUT without
-    .h5ad, and .costs.csv): CPU-seconds and seconds of training and predicting, the peak memory of the process so far,
-    the version of the ``package``, and the settings.
+    Units that the file holds already are not predicted again; those of which a part was never seen are left out.
+    What each cost goes into a table beside it (OUT without .h5ad, and .costs.csv): CPU-seconds of training and of
+    predicting, cells predicted, seconds, the peak memory of the process so far, the version of the ``package``, and the
+    settings.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.split("\n")[0])
     parser.add_argument("export", type=Path, help="folder written by scidiff benchmark --task predict --export")
@@ -130,20 +146,27 @@ def run(predict: Callable[[Unit, argparse.Namespace], list[Any]], *, package: st
     import anndata
     import pandas as pd
 
-    tool = f"{package} {version(package)}"
-    chosen = ", ".join(f"{getattr(args, name)} {name}" for name in settings)
+    try:
+        tool = f"{package} {version(package)}"
+    except PackageNotFoundError:  # imported from a checkout
+        tool = f"{package} {import_module(package).__version__}"
+    chosen = ", ".join(f"{getattr(args, name)} {name}" for name in settings) or "defaults"
     costs = args.out.with_suffix(".costs.csv")
     made = [anndata.read_h5ad(args.out)] if args.out.exists() else []
     spent = pd.read_csv(costs, dtype={"unit": str}).to_dict("records") if made else []
     done = {row["unit"] for row in spent}
     for unit in units(args.export):
-        if unit.name in done:
+        if unit.name in done or not unit.known():
             continue
         print(unit.name, ", ".join(str(list(condition.values())) for condition in unit.asked), flush=True)
         cpu, start = time.process_time(), time.perf_counter()
-        made += predict(unit, args)
-        row = {"unit": unit.name, "train_cells": unit.train.n_obs}
+        cells = predict(unit, args)
+        if not cells:
+            continue
+        made += cells
+        row = {"unit": unit.name, "train_cells": unit.train.n_obs, "cells": sum(one.n_obs for one in cells)}
         row |= {"cpu_s": round(time.process_time() - cpu, 1), "seconds": round(time.perf_counter() - start, 1)}
+        row |= {"train_cpu_s": round(unit.trained_at - cpu, 1)} if unit.trained_at else {}
         row |= {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
         spent.append(row | {"tool": tool, "settings": chosen})
         made = [anndata.concat(made, join="outer", fill_value=0)]

@@ -112,7 +112,7 @@ def run(
             )
         conditions = schema.table(heldout)
         with progress("generating") as advance:
-            cells = model.generate(1, conditions, seed=seed, on_cells=lambda done: advance(done, len(conditions)))
+            cells = model.generate(1, conditions, seed=seed, on_cells=advance)
         with progress("scoring"):
             scores = evaluate(cells, heldout, schema=schema, reference=seen, seed=seed)
             baselines = {}
@@ -121,7 +121,7 @@ def run(
                 baselines[name] = evaluate(other, heldout, schema=schema, reference=seen, seed=seed)
 
         with progress("designing") as advance:
-            designed, loop = close_loop(model, simulation.lab, seed=seed, on_cells=lambda n: advance(n, N_DESIGNED))
+            designed, loop = close_loop(model, simulation.lab, seed=seed, on_cells=advance)
 
     for text in (texts := list(dict.fromkeys(str(one.message) for one in caught))):
         warnings.warn(text, DataWarning, stacklevel=2)
@@ -160,7 +160,7 @@ def run(
 
 
 def close_loop(
-    model: ScIDiff, lab: Lab, *, seed: int, on_cells: Callable[[int], None]
+    model: ScIDiff, lab: Lab, *, seed: int, on_cells: Callable[[int, int], None]
 ) -> tuple[AnnData, list[str | pd.DataFrame]]:
     """Return designed cells, and what became of the phenotype in the laboratory: a text and a table of its genes.
 

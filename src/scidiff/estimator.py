@@ -127,7 +127,7 @@ class ScIDiff(TrainedModel):
         n_steps: int = 20,
         solver: Callable[..., torch.Tensor] | None = None,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return new cells.
 
@@ -152,7 +152,7 @@ class ScIDiff(TrainedModel):
         seed
             Makes the cells reproducible.
         on_cells
-            Called with the number of cells made so far.
+            Called with the number of cells made so far, and of all.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class ScIDiff(TrainedModel):
         layer: str | None = None,
         n_steps: int = 20,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return the cells as they would look without the noise of sampling few molecules.
 
@@ -227,7 +227,7 @@ class ScIDiff(TrainedModel):
         seed
             Makes draws reproducible.
         on_cells
-            Called with the number of cells done so far.
+            Called with the number of cells done so far, and of all.
 
         Raises
         ------
@@ -287,7 +287,7 @@ class ScIDiff(TrainedModel):
         network: bool = True,
         layer: str | None = None,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return the control cells of ``adata`` as they would be under a perturbation, one for one.
 
@@ -316,7 +316,7 @@ class ScIDiff(TrainedModel):
         seed
             Makes the cells reproducible.
         on_cells
-            Called with the number of cells made so far.
+            Called with the number of cells made so far, and of all.
 
         Raises
         ------
@@ -441,7 +441,7 @@ class ScIDiff(TrainedModel):
         n_steps: int = 20,
         layer: str | None = None,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return cells that have a phenotype, and are otherwise what the model takes for real cells of a context.
 
@@ -484,7 +484,7 @@ class ScIDiff(TrainedModel):
         seed
             Makes the cells reproducible.
         on_cells
-            Called with the number of cells made so far, once the strength is known.
+            Called with the number of cells made so far, and of all, once the strength is known.
 
         Raises
         ------
@@ -534,7 +534,7 @@ class ScIDiff(TrainedModel):
         """Return which perturbations, regulators and drugs would cause a phenotype, the best of each kind first.
 
         One row per candidate: ``kind`` (perturbation, tf, drug), ``name``, ``rank`` within its kind by the first score,
-        ``consensus_rank`` over all scores of the kind but ``mlm`` and ``in_silico``
+        ``consensus_rank`` over all scores of the kind but ``ulm``, ``mlm`` and ``in_silico``
         (:func:`scidiff.integration.consensus_rank`), a column per score, ``direction`` as it was asked for,
         ``p_value``, ``fdr``, ``leading_genes`` and ``source``.
 
@@ -615,7 +615,7 @@ class ScIDiff(TrainedModel):
         strength: float = 1.0,
         n_neighbors: int = 30,
         layer: str | None = None,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return the cells with where they are going, from their spliced and unspliced molecules.
 
@@ -642,7 +642,7 @@ class ScIDiff(TrainedModel):
         layer
             Layer with the counts that the model was trained on, such as "spliced"; by default they are looked for.
         on_cells
-            Called with the number of cells done so far.
+            Called with the number of cells done so far, and of all.
 
         Raises
         ------
@@ -664,7 +664,7 @@ class ScIDiff(TrainedModel):
         n_rounds: int = 20,
         layer: str | None = None,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> AnnData:
         """Return the cells with the probabilities of where they end, on their own and under a perturbation.
 
@@ -676,7 +676,8 @@ class ScIDiff(TrainedModel):
         Parameters
         ----------
         adata
-            Cells on the way and cells that have arrived. With ``to``, those with a perturbation are left out.
+            Cells on the way and cells that have arrived. With ``to``, cells that had it say in which shares cells end,
+            and those with any perturbation are left out.
         terminal
             The ends: an obs column and some of its values, such as ``{"cell_type": ["Alpha", "Beta"]}``.
         to
@@ -693,7 +694,7 @@ class ScIDiff(TrainedModel):
         seed
             Makes the result reproducible.
         on_cells
-            Called with the number of cells whose velocity is done.
+            Called with the number of walks from a cell that are done, its velocity counted as one, and of all.
 
         Raises
         ------

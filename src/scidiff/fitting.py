@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=TrainedModel)
 
-#: steps from which on a second opinion is worth hearing: at first the network believes that nothing has an effect
+#: steps from which on an effect network is of use: at first it believes that nothing has an effect
 LEAST_STEPS = 150
 #: of a file, what is learned in closed form is learned from at most so many cells, and so many values other than zero
 CELLS_IN_MEMORY, VALUES_IN_MEMORY = 50_000, 50_000_000
@@ -123,11 +123,11 @@ def fit(
         first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
         stages = first if denoise_only else first | stages
         denoiser = posterior if denoise_only else denoiser
-    opinion, second = None, _to_second(config, len(task.batches))
+    effect_network, shorter = None, _to_say_effects(config, len(task.batches))
     gaps = predictor is not None and predictor.effects.process.measured.has_gaps
-    if noise == "thinning" and gaps and second.steps_for(len(task.batches)) >= LEAST_STEPS:
-        opinion = unanchored(task.anchor, vocabulary, described, seed=config.seed, **size)
-        stages["opinion"] = (opinion, None, second)
+    if noise == "thinning" and gaps and shorter.steps_for(len(task.batches)) >= LEAST_STEPS:
+        effect_network = unanchored(task.anchor, vocabulary, described, seed=config.seed, **size)
+        stages = {"predict": (effect_network, None, shorter)} | stages  # the last stage is the one that reports show
     lengths = [settings.steps_for(len(task.batches)) for _, _, settings in stages.values()]
     histories: dict[str, pd.DataFrame] = {}
     for i, (stage, (network, judge, settings)) in enumerate(stages.items()):
@@ -152,7 +152,7 @@ def fit(
         standardizer=task.standardizer,
         population=Population.of(material.conditions, depth),
         predictor=predictor,
-        opinion=opinion,
+        effect_network=effect_network,
         library=None if denoise_only else _library(cells, schema, seed=config.seed),
         reference=Reference.of(cells.x, cells.conditions, seed=config.seed),
         trust=torch.from_numpy(reliability(cells.x, seed=config.seed)) if noise == "thinning" else None,
@@ -365,7 +365,7 @@ def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
     )
 
 
-def _to_second(config: TrainConfig, n_cells: int) -> TrainConfig:
-    """Return the settings of the short run for a second opinion: longer, it learns the training contexts by heart."""
+def _to_say_effects(config: TrainConfig, n_cells: int) -> TrainConfig:
+    """Return the settings of the short run of an effect network: longer, it learns the training contexts by heart."""
     steps = max(1, round(0.5 * config.steps_for(n_cells)))
     return replace(config, steps=steps, ema=min(config.ema, 0.99), patience=None)

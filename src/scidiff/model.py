@@ -82,10 +82,11 @@ class TrainedModel:
         For draws: how far the other genes of a cell foretell each gene, from 0 to 1, shape (n_genes,); None: fully.
     history
         One row per look at what was held out: step, loss, heldout, seconds, and stage: "sample", or "denoise" for
-        the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell).
+        the weights of ``posterior`` (``heldout`` is then nats per held-out molecule, given all others of its cell), or
+        "predict" for those of ``effect_network``.
     settings
         How the model was made, JSON values.
-    opinion
+    effect_network
         A small network that knows nothing of the closed form and is asked beside it what a perturbation does; None
         where every perturbation was measured in every context.
     """
@@ -103,7 +104,7 @@ class TrainedModel:
     trust: torch.Tensor | None
     history: pd.DataFrame
     settings: dict[str, Any]
-    opinion: Denoiser | None = None
+    effect_network: Denoiser | None = None
 
     @property
     def schema(self) -> Schema:
@@ -130,8 +131,9 @@ class TrainedModel:
         tensors = {f"denoiser/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         if self.posterior is not self.denoiser:  # its anchor and features are those of the other
             tensors |= {f"posterior/{name}": weight.detach() for name, weight in self.posterior.named_parameters()}
-        if self.opinion is not None:
-            tensors |= {f"opinion/{name}": weight.detach() for name, weight in self.opinion.named_parameters()}
+        if self.effect_network is not None:
+            weights = self.effect_network.named_parameters()
+            tensors |= {f"effect_network/{name}": weight.detach() for name, weight in weights}
         if self.standardizer is not None:
             tensors |= {f"standardizer/{k}": torch.from_numpy(v) for k, v in self.standardizer.to_arrays().items()}
         if self.population.log_depth is not None:
@@ -196,11 +198,11 @@ class TrainedModel:
         if best := {k.removeprefix("posterior/"): v for k, v in tensors.items() if k.startswith("posterior/")}:
             posterior = untrained(TO_DENOISE, anchor, vocabulary, described, seed=0, **size)
             posterior.load_state_dict(state | best)
-        opinion = None
-        if own := {k.removeprefix("opinion/"): v for k, v in tensors.items() if k.startswith("opinion/")}:
-            opinion = unanchored(anchor, vocabulary, described, seed=0, **size)
-            opinion.load_state_dict(opinion.state_dict() | own)
-            opinion.eval()
+        effect_network, prefix = None, "effect_network/"
+        if own := {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}:
+            effect_network = unanchored(anchor, vocabulary, described, seed=0, **size)
+            effect_network.load_state_dict(effect_network.state_dict() | own)
+            effect_network.eval()
         arrays = {k.removeprefix("standardizer/"): v.numpy() for k, v in tensors.items() if k.startswith("standard")}
         log_depth = tensors.get("population/log_depth")
         return cls(
@@ -234,7 +236,7 @@ class TrainedModel:
             trust=tensors.get("trust"),
             history=pd.DataFrame(about["history"]),
             settings=settings,
-            opinion=opinion,
+            effect_network=effect_network,
         )
 
     # ---- cells that a task is given ------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from scidiff.data.scaling import log1p_cp10k
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError
 from scidiff.models.effect_groups import GroupStats
+from scidiff.models.effect_measured import NothingMeasured
+from scidiff.models.effect_stacking import Stacking
 from scidiff.models.effects import Effect, EffectModel
 
 #: control cells kept for each context, so that a single cell can be predicted among its like
@@ -48,6 +50,8 @@ class Predictor:
         The closed form.
     widen
         Factor on the posterior standard deviation for each kind of prediction.
+    stacking
+        Weights of other estimates beside the closed form: fold changes, which only counts have, and no change.
     reference
         Counts (or log expression) of some control cells, csr, shape (n_reference, n_genes).
     reference_contexts
@@ -56,6 +60,7 @@ class Predictor:
 
     effects: EffectModel
     widen: dict[str, float]
+    stacking: Stacking
     reference: sparse.csr_matrix
     reference_contexts: pd.DataFrame
 
@@ -100,9 +105,7 @@ class Predictor:
         try:
             stats = GroupStats.of(logged, groups[told].reset_index(drop=True), depth=depth)
             effects = EffectModel.fit(stats, features=features)
-        except InputError as error:
-            if "no perturbed" not in str(error):
-                raise
+        except NothingMeasured:
             return None
         control = np.flatnonzero(schema.is_control(table))
         contexts = table.iloc[control][list(schema.context)].reset_index(drop=True)
@@ -113,6 +116,7 @@ class Predictor:
         return cls(
             effects=effects,
             widen=calibrated(effects),
+            stacking=Stacking.fit(effects) if counts else Stacking(),
             reference=sparse.csr_matrix(x[control[kept]]),
             reference_contexts=contexts.iloc[kept].reset_index(drop=True),
         )
@@ -152,7 +156,7 @@ class Predictor:
             arrays[f"reference_{name}"] = getattr(self.reference, name)
         contexts = self.reference_contexts.astype(object).where(self.reference_contexts.notna(), None)
         more = {"contexts": contexts.to_dict("list"), "n": len(contexts), "widen": self.widen}
-        return arrays, {"effects": about, "reference": more}
+        return arrays, {"effects": about, "stacking": self.stacking.to_dict(), "reference": more}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], *, n_genes: int) -> Predictor:
@@ -162,6 +166,7 @@ class Predictor:
         return cls(
             effects=EffectModel.from_arrays(arrays, about["effects"]),
             widen=dict(kept["widen"]),
+            stacking=Stacking(**about["stacking"]),
             reference=sparse.csr_matrix(parts, shape=(kept["n"], n_genes)),
             reference_contexts=pd.DataFrame(kept["contexts"], index=range(kept["n"]), dtype=object),
         )

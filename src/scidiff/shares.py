@@ -1,7 +1,7 @@
 """A share of the work: each of several processes, or of the jobs of an array, does one into a file of its own.
 
-Shares need not know of each other: files are joined when all are there. A denoised cell does not depend on who works on
-it; what is generated or predicted is as likely, drawn by other random numbers.
+Shares need not know of each other: files are joined when all are there. A denoised or predicted cell does not depend
+on who works on it; what is generated is as likely, drawn by other random numbers.
 """
 
 from __future__ import annotations

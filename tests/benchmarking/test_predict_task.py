@@ -20,6 +20,7 @@ from scidiff.benchmarking.predict_report import (
     CLOSED,
     FLOOR,
     IN_COUNTS,
+    LARGE,
     ORACLE,
     OURS,
     cases,
@@ -90,7 +91,8 @@ def run(tmp_path_factory):
 
 def test_every_unit_every_method_every_condition(run):
     by_method = run.table.groupby("method")["part"].agg(set)
-    names = {OURS, CLOSED, f"{OURS}, {ORACLE}", f"{CLOSED}, {ORACLE}", IN_COUNTS, CEILING, FLOOR, *METHODS}
+    more = {f"{OURS}, {ORACLE}", f"{CLOSED}, {ORACLE}", f"{CLOSED}, {LARGE}", IN_COUNTS}
+    names = {OURS, CLOSED, *more, CEILING, FLOOR, *METHODS}
     assert set(by_method.index) == names | {ALONE}
     assert "too short" in run.table.query("method == @ALONE")["note"].iloc[0]
     assert all(units == set(KINDS) for units in by_method)
@@ -108,7 +110,7 @@ def test_the_network_alone_is_asked_for_controls_and_the_same_treated(monkeypatc
     model = fit_small(unit.train, SCHEMA, TrainConfig(seed=0), None, None)
     with pytest.raises(sd.InputError, match="no network learned effects alone"):
         task.network_means(model, unit)
-    means = task.network_means(replace(model, opinion=model.denoiser), unit)
+    means = task.network_means(replace(model, effect_network=model.denoiser), unit)
     effect, log_ratio = means(SCHEMA.conditions({"kind": "T", "perturbation": "X"}).iloc[0], np.zeros(60))
     assert effect is said
     assert log_ratio is None
@@ -119,6 +121,17 @@ def test_the_network_alone_is_asked_for_controls_and_the_same_treated(monkeypatc
         assert len(table) == len(more["depth"])
     assert more["seed"] == 3
     assert set(more["depth"]) <= set(np.asarray(unit.source.X.sum(axis=1)).ravel())
+
+
+def test_effects_that_are_to_be_told_apart_are_as_large_as_they_will_look():
+    unit = task.Screen.of(screen(), SCHEMA, split="kind=T", genes=None, layer=None).unit("kind=T", seed=3)
+    model = fit_small(unit.train, SCHEMA, TrainConfig(seed=0), None, None)
+    asked = SCHEMA.conditions({"kind": "T", "perturbation": "X"}).iloc[0]
+    effect, log_ratio = task.observed_means(model, unit)(asked, np.zeros(60))
+    assert log_ratio is None
+    told = model.predict(unit.source, {"perturbation": "X"}, network=False).uns["scidiff"]["effects"]
+    np.testing.assert_array_equal(effect, told["as_observed"])
+    assert np.abs(effect).sum() > 1.1 * np.abs(told["effect"]).sum()
 
 
 def test_scores_are_those_of_the_evaluator_on_that_split(run):

@@ -96,7 +96,18 @@ def test_refusals(tmp_path):
         start(tmp_path, resume=True)
 
 
-def test_what_could_not_be_done_is_tried_again(tmp_path):
+def test_what_was_refused_is_not_tried_again(tmp_path):
+    def refused():
+        raise InputError("no features")
+
+    start(tmp_path).once("part", 0, "one", refused)
+    results = start(tmp_path, resume=True)
+    results.once("part", 0, "one", lambda: pytest.fail("hours of training"))
+    [row] = results.rows("part").to_dict("records")
+    assert row["note"] == "no features"
+
+
+def test_what_a_package_was_missing_for_is_tried_again(tmp_path):
     def missing():
         raise ImportError("no such package")
 

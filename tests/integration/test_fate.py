@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import scidiff as sd
-from scidiff.integration.fate import absorbed, balance, fates, transitions, weighted
+from scidiff.integration.fate import MAX_WEIGHT, Fates, absorbed, balance, fates, transitions, weighted
 
 
 def test_gamblers_ruin():
@@ -101,6 +101,55 @@ def test_a_push_changes_fate_in_its_direction():
     np.testing.assert_allclose(none.rounds, own.rounds)
     pushed = fates(points, ends, ["left", "right"], push=points * 0 + [0.2, 0], weights=own.weights, **options)
     assert pushed.of(stem)[0][1] > own.of(stem)[0][1] + 0.1
+
+
+def told(own: Fates, pushed: Fates, arrived: list[int], over: np.ndarray) -> np.ndarray:
+    """Return what cells that had the perturbation make of the mean fate of those that ``over`` counts."""
+    found = own.told(np.array(arrived, dtype=int), over, pushed=pushed)
+    np.testing.assert_allclose(found.rounds.sum(axis=2), 1)
+    return np.average(found.probability, axis=0, weights=over)
+
+
+def test_fates_are_told_by_cells_that_had_the_perturbation():
+    rng = np.random.default_rng(0)
+    own, pushed = (Fates(["a", "b"], rng.dirichlet([2, some], (4, 300)), np.ones((4, 2))) for some in (2, 6))
+    over = rng.integers(0, 3, 300).astype(float)
+    walked = np.average(pushed.probability, axis=0, weights=over)
+    # half of equal cells are equal: the shares are those of n cells and of one more for each end, where the push leads
+    for n in (1, 10, 1000):
+        expected = (n * np.array([1, 0]) + 2 * walked) / (n + 2)
+        np.testing.assert_allclose(told(own, pushed, [0] * n, over), expected, atol=1e-4)
+    np.testing.assert_array_equal(told(own, pushed, [], over), walked)
+
+
+def test_odds_of_ends_change_for_all_cells_alike():
+    rng = np.random.default_rng(1)
+    own = Fates(
+        ["a", "b"],
+        np.concatenate([rng.dirichlet([2, 2], (2, 300)), np.tile([1.0, 0.0], (2, 9, 1))], axis=1),
+        np.ones((2, 2)),
+    )
+    found = own.told(np.array([1] * 60 + [0] * 20), np.ones(309), pushed=own)
+    odds = (found.rounds[:, :300, 1] / found.rounds[:, :300, 0]) / (own.rounds[:, :300, 1] / own.rounds[:, :300, 0])
+    np.testing.assert_allclose(odds, odds[:, :1] * np.ones(300))
+    np.testing.assert_array_equal(found.probability[300:], own.probability[300:])  # they have decided
+    assert np.ptp(found.rounds.mean(axis=1)[:, 1]) > 0  # which of the 80 were caught is chance
+
+
+def test_balance_over_some_cells():
+    chance = np.random.default_rng(0).dirichlet([5, 1], 500)
+    over = np.arange(500) % 2
+    found = weighted(chance, balance(chance, np.array([0.3, 0.7]), over=over))
+    np.testing.assert_allclose(found[over == 1].mean(axis=0), [0.3, 0.7], atol=1e-3)
+    hopeless = balance(np.array([[1, 1e-9]]), np.array([0.0, 1.0]))
+    assert hopeless[1] / hopeless[0] == pytest.approx(MAX_WEIGHT**2)
+
+
+def test_rounds_are_counted():
+    points, _, ends, _ = fork(100)
+    seen = []
+    fates(points, ends, ["left", "right"], n_neighbors=5, n_rounds=3, on_round=seen.append)
+    assert seen == [1, 2, 3]
 
 
 def test_too_little_is_refused():

@@ -47,8 +47,43 @@ def test_ulm_is_a_regression_per_tf(network, effect):
         assert table.loc[tf, "p_value"] == pytest.approx(fit.pvalue)
     assert (table["source"] == "genes").all()
     np.testing.assert_allclose(table["fdr"], stats.false_discovery_control(table["p_value"]))
-    assert (table["ulm"].abs().diff().dropna() <= 0).all()
+
+
+def test_rewired_is_the_score_against_networks_drawn_at_random(network, effect):
+    rng = np.random.default_rng(5)
+    often = network.assign(target=np.where(rng.random(len(network)) < 0.3, "G299", network["target"]))
+    often = often.drop_duplicates(["source", "target"])
+    effect["G299"] = 4.0  # the gene that most TFs list
+    table = rank_regulators(effect, often)
+    assert (table["rewired"].abs().diff().dropna() <= 0).all()
     assert (table["rank"] == np.arange(1, 21)).all()
+    share = 1 + often["target"].value_counts().reindex(GENES, fill_value=0).to_numpy()
+    for tf, edges in often.groupby("source"):
+        w = edges["weight"].to_numpy()
+        drawn = effect.to_numpy()[rng.choice(300, (20_000, len(w)), p=share / share.sum())] @ w
+        score = (effect[edges["target"]].to_numpy() @ w - drawn.mean()) / drawn.std()
+        assert table.set_index("name").loc[tf, "rewired"] == pytest.approx(score, abs=0.1)
+
+
+def test_genes_that_many_list_speak_for_none_of_them():
+    """What a treatment does to the genes that most TFs list makes many t-values large, of TFs that did nothing."""
+    rng = np.random.default_rng(6)
+    share = 1 / (5 + np.arange(1000))  # few genes are listed often
+    rows = [
+        (f"TF{tf}", f"G{gene}", 1.0)
+        for tf in range(150)
+        for gene in rng.choice(1000, rng.integers(8, 60), replace=False, p=share / share.sum())
+    ]
+    network = pd.DataFrame(rows, columns=["source", "target", "weight"])
+    effect = pd.Series(rng.normal(size=1000) * 0.3, index=[f"G{gene}" for gene in range(1000)])
+    effect.iloc[:40] += rng.normal(0.5, 1, 40)
+    effect[network.loc[network["source"] == "TF3", "target"]] += 0.8
+    table = rank_regulators(effect, network, multivariate=False)
+    others = table[table["name"] != "TF3"]
+    assert (others["ulm"].abs() > 1.96).mean() > 0.5
+    assert (others["rewired"].abs() > 1.96).mean() < 0.08
+    assert table["name"].iloc[0] == "TF3"
+    assert rank_regulators(effect, network[network["source"] == "TF3"])["rewired"].iloc[0] > 3  # a network of one
 
 
 def test_mlm_is_one_regression_on_all(network, effect):
@@ -72,7 +107,7 @@ def test_a_planted_tf_is_first_with_its_targets(network, effect):
     targets = network[network["source"] == "TF7"].set_index("target")["weight"]
     effect[targets.index] -= 3 * targets
     best = rank_regulators(effect, network).iloc[0]
-    assert (best["name"], best["n_targets"], best["ulm"] < -5) == ("TF7", 15, True)
+    assert (best["name"], best["n_targets"], best["ulm"] < -5, best["rewired"] < -5) == ("TF7", 15, True, True)
     leading = best["leading_genes"].split(",")
     assert len(leading) == 10
     assert all(effect[gene] * targets[gene] < 0 for gene in leading)  # against the sign of the edge: lowered
@@ -132,7 +167,7 @@ def test_cells_that_do_not_differ(network):
     cells = np.ones((10, 300))
     table = rank_regulators(pd.Series(0.0, index=GENES), network, cells=(cells, cells))
     assert (table["p_value"] == 1).all()
-    assert (table["mlm"] == 0).all()
+    assert (table[["mlm", "rewired"]] == 0).all(axis=None)
 
 
 def test_a_network_without_weights_has_equal_ones(network, effect):
@@ -178,7 +213,7 @@ def test_aucell_is_welch_on_the_activity_of_cells(network):
     assert table.loc[activity.columns, "aucell"].to_numpy() == pytest.approx(expected)
     assert table["aucell"].idxmax() == "TF18"
     assert table.loc["TF18", "consensus_rank"] == 1
-    agreeing = table[["ulm", "aucell"]].mul(np.sign(table["ulm"]), axis=0)
+    agreeing = table[["rewired", "aucell"]].mul(np.sign(table["rewired"]), axis=0)
     assert (table["consensus_rank"] == consensus_rank(agreeing)).all()
     assert "aucell" not in rank_regulators(effect, network)
     assert "aucell" not in rank_regulators(effect, network, cells=(treated, control), per_cell=False)

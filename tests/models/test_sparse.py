@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -59,3 +61,21 @@ def test_nothing_at_all():
     assert not depth_of(empty).any()
     assert len(without_zeros(empty).values()) == 0
     assert not to_dense(empty, torch.float32).any()
+
+
+def test_no_notice_of_torch_reaches_the_user(cells, monkeypatch):
+    """Neither of this torch, told to repeat what it usually says once, nor of 2.11, which warns who declined checks."""
+    plain = torch.sparse_csr_tensor
+
+    def as_in_2_11(*args, **options):
+        warnings.warn("Sparse invariant checks are implicitly disabled. Memory errors ...", stacklevel=2)
+        return plain(*args, **options)
+
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for make in (plain, as_in_2_11):
+            monkeypatch.setattr(torch, "sparse_csr_tensor", make)
+            assert torch.equal(tensor(cells).to_dense(), torch.from_numpy(cells.toarray()))
+    finally:
+        torch.set_warn_always(always)

@@ -300,11 +300,11 @@ def test_seeds_and_files_make_the_same_cells(model, here, tmp_path):
 def test_what_the_caller_gave_is_as_it_was(model):
     source, condition = cells("B", "rest", 12), {"cell_type": "B"}
     before, told = source.copy(), []
-    options = {"condition": condition, "cells": source, "keep": 0.2, "on_cells": told.append}
+    options = {"condition": condition, "cells": source, "keep": 0.2, "on_cells": lambda *at: told.append(at)}
     made = quiet(model, sd.Phenotype(up=["G0=5"]), **options)
     made.obs["well"] = "changed"
     assert made.n_obs == 12
-    assert told == [12]
+    assert told == [(12, 12)]
     assert condition == {"cell_type": "B"}
     pd.testing.assert_frame_equal(source.obs, before.obs)
     assert (source.X != before.X).nnz == 0

@@ -10,6 +10,7 @@ import scidiff as sd
 from scidiff.data import simulate
 from scidiff.evaluation.metrics import cross_boundary_direction
 from scidiff.integration.velocity import nearest, read_velocity
+from scidiff.tasks.fate import _found
 
 SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
 
@@ -142,6 +143,42 @@ def test_fate_under_a_perturbation(model, simulation, ends, tmp_path):
     assert {"perturbed_low", "perturbed_high", "change_low", "change_high"} <= set(table)
     np.testing.assert_allclose(found.obsm["fate_perturbed"].sum(axis=1), 1, rtol=1e-5)
     found.write_h5ad(tmp_path / "fate.h5ad")
+
+
+@pytest.mark.filterwarnings("ignore::scidiff.errors.DataWarning")
+def test_fate_is_told_by_cells_that_had_the_perturbation(model, simulation, controls, ends):
+    """Fresh cells of a knock-out tell where it leads, whatever its push; those of another perturbation do not."""
+    driver = simulation.lab.drivers["B1"] + "_ko"
+    ask = {"to": {"perturbation": driver, "time": 72.0}, "n_rounds": 2, "n_neighbors": 15, "layer": "counts"}
+    fresh = simulation.lab.run(driver, time=72.0, n=300)
+    seen = []
+    found = model.fate(
+        ad.concat([controls, fresh]), ends, on_cells=lambda done, total: seen.append((done, total)), **ask
+    )
+    table = found.uns["scidiff"]["fate"].query("group == 'stem'").set_index("end")
+    assert (table["perturbed"] - simulation.lab.fate(driver)).abs().max() < 0.1
+    assert found.n_obs == controls.n_obs
+    arrived = fresh.obs["cell_type"].isin(ends["cell_type"]).sum()
+    assert found.uns["scidiff"]["arrived_under_it"] == arrived > 100
+    # once for velocity, twice two rounds, of the controls alone
+    assert [total for _, total in seen] == [5 * controls.n_obs] * len(seen)
+    assert np.all(np.diff([done for done, _ in seen]) > 0)
+    assert seen[-1][0] == seen[-1][1]
+
+    fresh.obs["time"] = 24.0  # not what is asked
+    alone = model.fate(ad.concat([controls, fresh]), ends, **ask)
+    assert alone.uns["scidiff"]["arrived_under_it"] == 0
+    assert np.abs(alone.obsm["fate_perturbed"] - found.obsm["fate_perturbed"]).to_numpy().max() > 0.05
+
+
+def test_cells_stand_for_those_of_their_group():
+    """Later cells are fewer among those that a knock-out keeps from getting there."""
+    group = np.array(["stem"] * 4 + ["late"] * 2 + ["A", "B"])
+    arrived, over = _found(np.array(["stem"] * 6 + ["late", "A", "B", "B", "unheard of"]), ["A", "B"], group)
+    assert sorted(arrived) == [0, 1, 1]
+    np.testing.assert_allclose(over, [1.5] * 4 + [0.5] * 2 + [0, 0])
+    _, alike = _found(np.array(["A"]), ["A", "B"], group)
+    np.testing.assert_array_equal(alike, [1] * 6 + [0, 0])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import anndata as ad
@@ -17,7 +18,7 @@ import scidiff as sd
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.model import untrained
 from scidiff.models.thinning import Thinning
-from scidiff.tasks.predict import ENLARGED, generated_effect, sized
+from scidiff.tasks.predict import ENLARGED, generated_effect, seed_of, sized
 
 N_GENES = 50
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO", context=["cell_type"], dose="dose")
@@ -118,18 +119,29 @@ def test_several_conditions_and_contexts_in_the_order_of_the_cells(model):
     mixed = ad.concat([cells("B", "DMSO", 60, seed=5), cells("CD8 T", "DMSO", 70, seed=5), cells("B", "A", 9, seed=5)])
     mixed = mixed[np.random.default_rng(0).permutation(mixed.n_obs)].copy()
     done = []
+    asked = [{"drug": "A", "dose": 1}, {"drug": "B+C", "dose": 1}]
     with pytest.warns(sd.DataWarning):
-        made = model.predict(mixed, [{"drug": "A", "dose": 1}, {"drug": "B+C", "dose": 1}], on_cells=done.append)
+        made = model.predict(mixed, asked, on_cells=lambda *at: done.append(at))
     control = mixed[mixed.obs["drug"] == "DMSO"]
-    assert done == [60, 130, 190, 260]
+    assert done == [(n, 260) for n in (60, 130, 190, 260)]
     assert made.obs["cell_type"].tolist() == 2 * control.obs["cell_type"].tolist()
     assert made.obs["drug"].tolist() == 130 * ["A"] + 130 * ["B+C"]
     assert list(made.obs_names[:130]) == list(control.obs_names)
     assert made.obs_names.is_unique
     assert made.uns["scidiff"]["effects"]["condition"].nunique() == 4
-    one = model.predict(mixed[mixed.obs["cell_type"] == "CD8 T"], {"drug": "A", "dose": 1})
-    both = made[:130][(made.obs["cell_type"][:130] == "CD8 T").to_numpy()]
-    np.testing.assert_allclose(effect_of(both, one), effect_of(one, one), atol=1)
+
+
+def test_a_cell_is_predicted_the_same_alone_as_among_other_contexts_and_conditions(model):
+    """As processes that share contexts out among them need it; another seed makes other cells."""
+    mixed = ad.concat([cells(kind, "DMSO", 60, seed=5) for kind in ("B", "CD8 T")])
+    few = mixed[mixed.obs["cell_type"] == "CD8 T"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sd.DataWarning)
+        among = model.predict(mixed, [{"drug": "B", "dose": 1}, {"drug": "A", "dose": 1}])[-60:]
+        alone, other = (model.predict(few, {"drug": "A", "dose": 1}, seed=seed) for seed in (0, 1))
+    assert (among.layers["counts"] != alone.layers["counts"]).nnz == 0
+    assert (other.layers["counts"] != alone.layers["counts"]).nnz > 100
+    assert seed_of(0, "B") != seed_of(0, "CD8 T")  # or like cells of two types would share their noise
 
 
 def test_a_file_holds_it_all(model, source, tmp_path):
@@ -194,7 +206,7 @@ def test_a_dozen_cells_have_the_mean_themselves(model, source):
     assert off.std() < 0.08
 
 
-def test_the_second_opinion_is_part_of_the_effect_where_it_was_right_before():
+def test_stacked_estimates_are_part_of_the_effect_where_it_was_right_before():
     """Effects multiply, and types express genes at very different levels: five were treated, the sixth is asked for."""
     kinds = dict(zip([*TYPES, "DC", "Mono"], np.random.default_rng(3).normal(0, 1.5, (6, N_GENES)), strict=True))
     change = np.random.default_rng(4).normal(0, 1.2, N_GENES)
@@ -220,9 +232,9 @@ def test_the_second_opinion_is_part_of_the_effect_where_it_was_right_before():
 
 def test_a_network_says_what_it_believes_of_an_effect(model, source):
     """A network that is its conditions' composition: the effect is that of drawing molecules from it."""
-    assert model.opinion is None  # after five steps it would have none
+    assert model.effect_network is None  # after five steps it would have none
     believes = untrained(Thinning(), model.denoiser.anchor, model.vocabulary, None, seed=0, width=8, n_blocks=1)
-    sure = replace(model, opinion=believes)
+    sure = replace(model, effect_network=believes)
     before = SCHEMA.table(source)
     after = before.assign(perturbation="A", dose=1.0)
     depth = np.full(source.n_obs, 800.0)
@@ -326,16 +338,16 @@ def test_gaussian_models_move_expression_to_the_same_means(source, network):
     assert np.corrcoef(reached, true)[0, 1] > 0.9
 
 
-def test_a_model_keeps_its_second_opinion(tmp_path):
+def test_a_model_keeps_its_effect_network(tmp_path):
     """Trained where a drug was not seen in every type, and where training is long enough for it to learn anything."""
     longer = TINY | {"config": sd.TrainConfig(steps=300, batch_size=32)}
     model = sd.ScIDiff.fit(screen(), SCHEMA, denoise_only=True, **longer)
-    assert model.opinion is not None  # CD8 T cells were not seen under A
-    assert set(model.history["stage"]) == {"denoise", "opinion"}
+    assert model.effect_network is not None  # CD8 T cells were not seen under A
+    assert model.history["stage"].drop_duplicates().tolist() == ["predict", "denoise"]
     again = sd.ScIDiff.load(model.save(tmp_path / "model"))
     asked = {"drug": "A", "dose": 1}
     source = cells("CD8 T", "DMSO", 60, seed=7)
     effects = [one.predict(source, asked).uns["scidiff"]["effects"]["effect"] for one in (model, again)]
     np.testing.assert_array_equal(*effects)
-    plain = replace(model, opinion=None).predict(source, asked).uns["scidiff"]["effects"]["effect"]
+    plain = replace(model, effect_network=None).predict(source, asked).uns["scidiff"]["effects"]["effect"]
     assert np.abs(effects[0] - plain).max() > 1e-3

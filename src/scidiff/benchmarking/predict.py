@@ -36,12 +36,13 @@ from scidiff.benchmarking.predict_report import (
     CLOSED,
     FLOOR,
     IN_COUNTS,
+    LARGE,
     ORACLE,
     OURS,
     verdict,
     write_page,
 )
-from scidiff.benchmarking.results import Results
+from scidiff.benchmarking.results import REFUSED, Results
 from scidiff.data.cells import choose_genes, read_cells
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.data.schema import Schema
@@ -51,7 +52,7 @@ from scidiff.errors import DataWarning, InputError, closest
 from scidiff.evaluation.effects import DRAW, MIN_CELLS, MIN_DRAWN, evaluate_effects
 from scidiff.evaluation.shifts import SHIFTS, NoChange, Shift, SimilarityShift, controls_of
 from scidiff.files import whole_file, write_h5ad
-from scidiff.tasks.predict import OPINION_CELLS, generated_effect
+from scidiff.tasks.predict import NETWORK_CELLS, generated_effect
 from scidiff.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -495,6 +496,8 @@ class _Run:
         networks = {f"{CLOSED}{more}": False for more in ("", f", {ORACLE}")} | {IN_COUNTS: False}
         if not fast:
             networks = {OURS: True, f"{OURS}, {ORACLE}": True, ALONE: True} | networks
+        if len(unit.asked) > 1:  # to be told apart
+            networks[f"{CLOSED}, {LARGE}"] = False
 
         def work() -> pd.DataFrame:
             start = time.perf_counter()
@@ -506,6 +509,7 @@ class _Run:
                     ORACLE: lambda: true_means(unit),
                     IN_COUNTS: lambda: means_of(unit, SimilarityShift),
                     ALONE: lambda: network_means(model, unit),
+                    LARGE: lambda: observed_means(model, unit),
                 }
                 made = []
                 for name, network in networks.items():
@@ -564,7 +568,7 @@ def _scored(name: str, unit: Unit, cells: AnnData, **more: Any) -> pd.DataFrame:
 
 
 def _refusal(name: str, error: InputError) -> pd.DataFrame:
-    return pd.DataFrame({"method": [name], "metric": "not run", "value": np.nan, "seconds": 0.0, "note": str(error)})
+    return pd.DataFrame({"method": [name], "metric": REFUSED, "value": np.nan, "seconds": 0.0, "note": str(error)})
 
 
 # ---- other means for the same cells ----------------------------------------------------------------------------------
@@ -591,7 +595,7 @@ class _OtherMeans:
         asked |= {"time": time} if time is not None else {}
         mean, log_ratio = self.means(self.schema.conditions(asked).iloc[0], control_mean)
         ratio = effect.log_depth_ratio if log_ratio is None else log_ratio
-        return replace(effect, mean=mean, log_depth_ratio=ratio, kind="told")  # no kind that a second opinion is for
+        return replace(effect, mean=mean, log_depth_ratio=ratio, kind="told")  # no kind that has other estimates
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.closed_form, name)
@@ -630,14 +634,26 @@ def means_of(unit: Unit, shift: type[Shift]) -> Means:
     return lambda asked, control: (fitted.effect(asked, control), None)
 
 
-def network_means(model: ScIDiff, unit: Unit) -> Means:
-    """Return the means that the network predicts alone, nothing in closed form beside it."""
-    if model.opinion is None:
-        raise InputError("the screen has no gaps to fill, or training was too short: no network learned effects alone")
-    depth = np.resize(np.asarray(unit.source.X.sum(axis=1), dtype=np.float64).ravel(), OPINION_CELLS)
+def observed_means(model: ScIDiff, unit: Unit) -> Means:
+    """Return the means of effects as large as they will look in as many cells, see ``Effect.as_observed``."""
+    table = unit.schema.table(unit.source)
 
     def means(asked: pd.Series, control: np.ndarray) -> tuple[np.ndarray, None]:
-        after = pd.DataFrame([asked] * OPINION_CELLS).reset_index(drop=True)
+        condition = {name: asked[name] for name in TREATMENT if name in asked and pd.notna(asked[name])}
+        made = model.predict(unit.source[controls_of(table, asked, unit.schema)], condition, network=False)
+        return made.uns["scidiff"]["effects"]["as_observed"].to_numpy(), None
+
+    return means
+
+
+def network_means(model: ScIDiff, unit: Unit) -> Means:
+    """Return the means that the network predicts alone, nothing in closed form beside it."""
+    if model.effect_network is None:
+        raise InputError("the screen has no gaps to fill, or training was too short: no network learned effects alone")
+    depth = np.resize(np.asarray(unit.source.X.sum(axis=1), dtype=np.float64).ravel(), NETWORK_CELLS)
+
+    def means(asked: pd.Series, control: np.ndarray) -> tuple[np.ndarray, None]:
+        after = pd.DataFrame([asked] * NETWORK_CELLS).reset_index(drop=True)
         before = after.assign(perturbation=model.schema.control)
         effect = generated_effect(model, before, after, depth=depth, seed=unit.seed)
         if effect is None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scidiff.benchmarking.results import Results
+from scidiff.benchmarking.results import MISSING, REFUSED, Results
 from scidiff.evaluation.effects import METRICS, MIN_RANGE
 from scidiff.evaluation.evaluate import BETTER, loss
 from scidiff.evaluation.report import Score, new_axes, write_report
@@ -24,6 +24,7 @@ from scidiff.plotting import ACCENT, CATEGORIES, GENERATED, MUTED, REAL, format_
 
 OURS, CLOSED, ORACLE = "scIDiff", "closed form", "true mean"
 ALONE = "scIDiff, the network's mean"
+LARGE = "as observed"
 IN_COUNTS = "similarity-weighted shift, in counts"
 CEILING, FLOOR = "half of the real cells", "no change, half v. half"
 CASE = ["part", "condition"]
@@ -93,7 +94,7 @@ def useless(table: pd.DataFrame) -> dict[str, str]:
 def rivals(table: pd.DataFrame) -> list[str]:
     """Return the methods that are neither ours nor limits."""
     names = table.loc[table["metric"].isin(METRICS), "method"].unique()
-    return [n for n in names if n not in (OURS, ALONE, CLOSED, CEILING, FLOOR) and not n.endswith(ORACLE)]
+    return [n for n in names if n not in (OURS, ALONE, CLOSED, CEILING, FLOOR) and not n.endswith((ORACLE, LARGE))]
 
 
 def verdict(table: pd.DataFrame) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def write_page(results: Results, *, about: Mapping[str, Any], skipped: Mapping[s
             parts = [case_table(table, metric, found), case_plot(table, metric, found)]
             sections.append((f"{metric}, one by one", parts))
     sections.append(("All methods, further scores", method_table(table, [m for m in METRICS if m not in FIRST])))
-    failed = table[table["metric"] == "not run"].groupby("method", sort=False)
+    failed = table[table["metric"].isin([MISSING, REFUSED])].groupby("method", sort=False)
     write_report(
         results.folder / "report.html",
         title=f"Who predicts {results.dataset} best?",

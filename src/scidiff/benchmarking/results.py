@@ -23,6 +23,8 @@ from scidiff.files import check_folder_place, reason, whole_file, writing
 KEY = ["part", "split", "method"]
 COLUMNS = ["dataset", *KEY, "metric", "value", "seconds", "note"]
 TABLE, REQUEST = "results.csv", "request.json"
+#: stand for the metric where a method gave none: a package is missing, or it cannot do what was asked
+MISSING, REFUSED = "not installed", "not run"
 
 
 @dataclass(eq=False)
@@ -88,7 +90,7 @@ class Results:
     def once(self, part: str, split: int, methods: str | Sequence[str], work: Callable[[], pd.DataFrame]) -> None:
         """Do a piece of work unless its rows are there; add them and write the table.
 
-        What none of the methods could do before is tried again: what was missing may have been installed since.
+        What a package was missing for is tried again, as it may be there by now; what was refused is not.
 
         ``work`` returns columns ``metric`` and ``value``, with several methods ``method`` (one of them), and, if it
         likes, ``seconds`` (default: those of all the work) and ``note``; further columns are kept. What a method cannot
@@ -96,14 +98,15 @@ class Results:
         """
         methods = [methods] if isinstance(methods, str) else list(methods)
         there = [self.rows(part, split=split, method=method) for method in methods]
-        if all(len(rows) for rows in there) and any(rows["value"].notna().any() for rows in there):
+        if all(len(rows) for rows in there) and not any((rows["metric"] == MISSING).any() for rows in there):
             return
         self.table = self.table.drop(index=[row for rows in there for row in rows.index]).reset_index(drop=True)
         start = time.perf_counter()
         try:
             made = work()
         except (ImportError, InputError) as error:
-            made = pd.DataFrame({"method": methods, "metric": "not run", "value": float("nan"), "note": str(error)})
+            metric = MISSING if isinstance(error, ImportError) else REFUSED
+            made = pd.DataFrame({"method": methods, "metric": metric, "value": float("nan"), "note": str(error)})
         known = {"dataset": self.dataset, "part": part, "split": split}
         missing = {"method": methods[0], "seconds": time.perf_counter() - start, "note": ""}
         made = made.assign(**known, **{name: value for name, value in missing.items() if name not in made})

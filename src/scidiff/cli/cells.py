@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scidiff.cli.options import Condition, Data, Json, Layer, Model, OneShare, Quiet, Seed
+from scidiff.cli.options import (
+    Condition,
+    Data,
+    Depth,
+    Guidance,
+    Json,
+    Layer,
+    Model,
+    NewCells,
+    Number,
+    OneShare,
+    Quiet,
+    Seed,
+    Steps,
+    Where,
+)
 from scidiff.cli.talk import Talk
 from scidiff.errors import InputError
 from scidiff.files import check_cells_place, check_file_place, read_h5ad, read_names, write_h5ad
@@ -24,12 +39,12 @@ if TYPE_CHECKING:
 
 def generate(
     model: Model,
-    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
-    n: Annotated[int, typer.Option("--n", help="Number of cells.")] = 500,
+    out: NewCells,
+    n: Number = 500,
     condition: Condition = None,
-    depth: Annotated[float | None, typer.Option(help="Molecules per cell; by default as in training.")] = None,
-    guidance: Annotated[float, typer.Option(help="Above 1: exaggerate what sets the condition apart.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    depth: Depth = None,
+    guidance: Guidance = 1.0,
+    steps: Steps = 20,
     share: OneShare = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -53,7 +68,7 @@ def generate(
                 guidance=guidance,
                 n_steps=steps,
                 seed=seed,
-                on_cells=lambda done: advance(done, n),
+                on_cells=advance,
             )
         write_h5ad(out, cells)
         talk.result(
@@ -115,14 +130,12 @@ def denoise(
 def predict(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    out: NewCells,
     to: Annotated[
         list[str],
         typer.Option(help="What is done to the cells: perturbation=A+B,dose=10; repeat for more.", show_default=False),
     ],
-    where: Annotated[
-        list[str] | None, typer.Option(help="Cells to start from, as name=value,...; by default all control cells.")
-    ] = None,
+    where: Where = None,
     no_network: Annotated[
         bool, typer.Option("--no-network", help="Spread new molecules over cells by depth alone.")
     ] = False,
@@ -151,7 +164,6 @@ def predict(
             source = source[trained.schema.select(source, chosen)]
         if one.of > 1:
             source = source[_of_contexts(source, trained.schema, one)]
-        n = len(asked) * int(_controls(source, trained.schema).sum())
         with talk.progress("predicting") as advance:
             cells = trained.predict(
                 source,
@@ -159,7 +171,7 @@ def predict(
                 network=not no_network,
                 layer=layer,
                 seed=seed,
-                on_cells=lambda done: advance(done, n),
+                on_cells=advance,
             )
         if with_controls:
             cells = _with_controls(cells, source, trained, layer)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scidiff.cli.options import Json, Model, Quiet, Seed
+from scidiff.cli.options import Download, Json, Model, Network, Quiet, Seed, Signatures, fetched
 from scidiff.cli.talk import Talk, records, score_table
 from scidiff.files import read_h5ad, writing
 
@@ -18,8 +18,9 @@ def studio(
     data: Annotated[
         Path | None, typer.Argument(help="Real cells to show beside (.h5ad); by default those that the model keeps.")
     ] = None,
-    network: Annotated[Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...")] = None,
-    signatures: Annotated[Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table.")] = None,
+    network: Network = None,
+    signatures: Signatures = None,
+    download: Download = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; 0: any that is free.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address of the page.")] = False,
     quiet: Quiet = False,
@@ -31,6 +32,7 @@ def studio(
     check_installed()
     with listen(port) as place:  # before the files are read: nobody shall wait for a port that is taken
         with Talk(quiet=quiet, as_json=as_json):
+            network, signatures = (fetched(path, consent=download) for path in (network, signatures))
             from scidiff.estimator import ScIDiff
             from scidiff.integration import read_network, read_signatures
             from scidiff.studio.session import Session

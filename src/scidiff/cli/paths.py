@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scidiff.cli.options import Data, Json, Layer, Model, Quiet, Seed
+from scidiff.cli.options import Data, Json, Layer, Model, NewCells, Quiet, Seed, Where
 from scidiff.cli.talk import Talk, records
 from scidiff.errors import InputError
 from scidiff.files import check_file_place, read_h5ad, write_h5ad
@@ -26,7 +26,7 @@ def trajectory(
     velocity: Annotated[
         float | None, typer.Option(help="How long cells follow their RNA velocity, in times that splicing takes.")
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Which cells to start from, as name=value,...")] = None,
+    where: Where = None,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = 20,
     paths: Annotated[int | None, typer.Option(help="Between populations: paths; by default one a cell.")] = None,
     growth: Annotated[
@@ -75,7 +75,7 @@ def trajectory(
 def fate(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    out: NewCells,
     terminal: Annotated[
         list[str], typer.Option(help="An end, as column=value: cell_type=Alpha; repeat.", show_default=False)
     ],
@@ -110,7 +110,7 @@ def fate(
                 n_rounds=rounds,
                 layer=layer,
                 seed=seed,
-                on_cells=lambda done: advance(done, source.n_obs),
+                on_cells=advance,
             )
         write_h5ad(out, cells)
         table = cells.uns["scidiff"]["fate"]

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scidiff.cli.options import Json, Layer, Model, Quiet, Seed
+from scidiff.cli.options import (
+    Depth,
+    Download,
+    Guidance,
+    Json,
+    Layer,
+    Model,
+    Network,
+    NewCells,
+    Number,
+    Quiet,
+    Seed,
+    Signatures,
+    Steps,
+    fetched,
+)
 from scidiff.cli.talk import Talk, no_nan, records
 from scidiff.errors import InputError
 from scidiff.files import check_file_place, read_h5ad, whole_file, write_h5ad
@@ -21,20 +35,21 @@ if TYPE_CHECKING:
 
 def design(
     model: Model,
-    out: Annotated[Path, typer.Option(help="File for the cells (.h5ad).", show_default=False)],
+    out: NewCells,
     up: Annotated[
         list[str] | None,
         typer.Option(help="What shall be up: GENE, GENE=2.5 (mean log1p CP10k), GENE>2.5 (every cell), SET, TF:NAME."),
     ] = None,
     down: Annotated[list[str] | None, typer.Option(help="What shall be down, written in the same way.")] = None,
     phenotype: Annotated[Path | None, typer.Option(help="A YAML file with keys up, down, clamp, sets, ...")] = None,
-    sets: Annotated[Path | None, typer.Option(help="Gene sets (.gmt) that --up and --down may name.")] = None,
-    network: Annotated[
-        Path | None, typer.Option(help="Table with columns source, target, weight, for TF:NAME in --up and --down.")
+    sets: Annotated[
+        Path | None, typer.Option(help="Gene sets (.gmt) that --up and --down may name; or the name hallmark.")
     ] = None,
+    network: Network = None,
+    download: Download = False,
     signature: Annotated[Path | None, typer.Option(help="Table gene, change: cells shall move along it.")] = None,
     clamp: Annotated[list[str] | None, typer.Option(help="GENE=LEVEL that every cell shall have exactly.")] = None,
-    n: Annotated[int, typer.Option("--n", help="Number of cells.")] = 500,
+    n: Number = 500,
     condition: Annotated[
         list[str] | None, typer.Option(help="The context: cell_type=CD8 T; default: that of the cells of --from.")
     ] = None,
@@ -44,10 +59,10 @@ def design(
         float | None,
         typer.Option(help="With --from: share of molecules to begin with; by default all that can stay."),
     ] = None,
-    depth: Annotated[float | None, typer.Option(help="Molecules per cell; by default as in training.")] = None,
-    guidance: Annotated[float, typer.Option(help="Above 1: exaggerate what sets the context apart.")] = 1.0,
+    depth: Depth = None,
+    guidance: Guidance = 1.0,
     particles: Annotated[int, typer.Option(help="Draw each cell by weight from so many: closer, and slower.")] = 1,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    steps: Steps = 20,
     layer: Layer = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -55,6 +70,7 @@ def design(
 ) -> None:
     """Write cells that have a phenotype and are otherwise like real ones: --up IL2RA --down LAG3,TIGIT."""
     with Talk(quiet=quiet, as_json=as_json) as talk:
+        sets, network = (fetched(path, consent=download) for path in (sets, network))
         check_file_place(out, ".h5ad", inputs=[path for path in (start, phenotype, sets, network, signature) if path])
         from scidiff.data import parse_condition
         from scidiff.estimator import ScIDiff
@@ -82,7 +98,7 @@ def design(
                 n_steps=steps,
                 layer=layer,
                 seed=seed,
-                on_cells=lambda done: advance(done, n if source is None else source.n_obs),
+                on_cells=advance,
             )
         write_h5ad(out, cells)
         told = cells.uns["scidiff"]
@@ -128,12 +144,8 @@ def attribute(
     real: Annotated[
         Path | None, typer.Option(help="Real cells with the phenotype, kept out of training: do they say the same?")
     ] = None,
-    network: Annotated[
-        Path | None, typer.Option(help="Regulators and targets: CollecTRI, SCENIC+, ...; or the name collectri.")
-    ] = None,
-    signatures: Annotated[
-        Path | None, typer.Option(help="Signatures of drugs: .gmt, .gctx, .gct or a table; or the name l1000.")
-    ] = None,
+    network: Network = None,
+    signatures: Signatures = None,
     signature_table: Annotated[
         Path | None, typer.Option(help="Which of the signatures to read, and their drugs and doses (LINCS siginfo).")
     ] = None,
@@ -152,9 +164,7 @@ def attribute(
         Path | None,
         typer.Option(help="Also the cells (.h5ad), with the ranking in uns and regulators' activity in obsm."),
     ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch collectri or l1000 from their publishers without asking.")
-    ] = False,
+    download: Download = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="Rank what would undo the phenotype.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Rank pairs of perturbations.")] = False,
     layer: Layer = None,
@@ -170,7 +180,7 @@ def attribute(
             raise InputError("--cells-out writes the cells of CELLS again; there are none")
         if signatures is None and (signature_table or gene_table):
             raise InputError("--signature-table and --gene-table say what is in --signatures; give these too")
-        network, signatures = (_fetched(path, consent=download) for path in (network, signatures))
+        network, signatures = (fetched(path, consent=download) for path in (network, signatures))
         given = [cells, reference, effect, phenotype, design_of, real, network, signatures, targets, drug_names]
         files = [path for path in [*given, signature_table, gene_table] if path]
         for place, suffix in ((out, ".csv"), (report, ".html"), (cells_out, ".h5ad")):
@@ -191,7 +201,7 @@ def attribute(
         if design_of is not None:
             with talk.progress("designing") as advance:
                 wish = Phenotype.from_yaml(design_of)
-                adata = trained.design(wish, n, context, seed=seed, on_cells=lambda done: advance(done, n))
+                adata = trained.design(wish, n, context, seed=seed, on_cells=advance)
             context = None  # which the cells have
         own_layer = layer if design_of is None else None
         rank = functools.partial(
@@ -245,23 +255,6 @@ def attribute(
             *(f"{kind}, as in real cells: {said}" for kind, said in _agreeing(alike)),
             f"{len(table)} candidates written to {', '.join(written)}",
         )
-
-
-def _fetched(path: Path | None, *, consent: bool) -> Path | None:
-    """The file of a name such as collectri, fetched if that is allowed here or now; any other path as it is."""
-    if path is None or path.exists():
-        return path
-    from scidiff.integration.download import RESOURCES, download, terms
-
-    name = str(path)
-    if name not in RESOURCES:
-        return path
-    try:
-        return download(name)
-    except InputError:
-        if not consent and not (sys.stdin.isatty() and typer.confirm(f"Fetch {name}? {terms(name)}", err=True)):
-            raise
-        return download(name, consent=True)
 
 
 def _with_ranking(adata: AnnData, table: pd.DataFrame, edges: pd.DataFrame | None, layer: str | None) -> AnnData:

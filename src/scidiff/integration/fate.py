@@ -15,6 +15,10 @@ steadily and stay as long in every end, as many flow into each as are found ther
 normalised for every cell, which is the walk told where it will end (Doob's transform), with w such that the cells on
 the way end in the shares of those that have arrived (the balance of Weinreb et al. 2018, for the ends alone).
 
+What a perturbation does to a cell's expression says little of where the cell goes: cells can be pushed toward an end
+that they will not choose. Where cells had it, they say more: they are counted where they have arrived, and the ends of
+the walk weighted once more, with w such that it ends in these shares (:meth:`Fates.told`).
+
 Which cells were caught is chance: the walk is done on halves of the cells, drawn anew for every round. The mean over
 rounds is the estimate, better than one walk over all (Breiman 1996), and their spread that of the estimate from all
 cells (half-samples without repetition vary as the bootstrap does: Bühlmann & Yu 2002).
@@ -22,6 +26,7 @@ cells (half-samples without repetition vary as the bootstrap does: Bühlmann & Y
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +35,12 @@ from scipy import sparse
 from scidiff.errors import InputError
 from scidiff.integration.velocity import N_NEIGHBORS
 
-#: steps after which nothing is known of a walk
+#: steps after which nothing is known of a walk: far more than any walk to an end takes, far fewer than rounding allows
 LOST = 1e8
+#: cells that an end needs: each half then has two
+MIN_ARRIVED = 4
+#: bound of the weight of an end: one that walks hardly ever reach is not made likely by what little leads there
+MAX_WEIGHT = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +71,36 @@ class Fates:
         rounds = self.rounds[:, cells].mean(axis=1)
         return rounds.mean(axis=0), *interval(rounds, level=level)
 
+    def told(self, arrived: np.ndarray, over: np.ndarray, *, pushed: Fates, seed: int = 0) -> Fates:
+        """Return the fates with the odds of ends changed, for all cells alike, until they end where others were found.
+
+        Little is known from a few cells, so the pushed walk has a say as of one more cell for each end: Laplace's rule
+        of succession, with the push in place of equal shares.
+
+        Parameters
+        ----------
+        arrived
+            Ends of cells that had the perturbation, as places in ``names``, shape (n_others,).
+        over
+            How many of those still on the way each cell stands for, shape (n_cells,): these will end so.
+        pushed
+            Fates under the push of the perturbation, from as many rounds.
+        seed
+            Draws halves of the others, one for each round.
+        """
+        rng, n, k = np.random.default_rng(seed), len(arrived), len(self.names)
+        if not n:
+            return pushed
+        rounds, weights = [], []
+        for own, walked, before in zip(self.rounds, pushed.rounds, self.weights, strict=True):
+            half = rng.permutation(arrived)[: -(-n // 2)]
+            found = np.bincount(half, minlength=k) / len(half)
+            shares = (n * found + k * np.average(walked, axis=0, weights=over)) / (n + k)
+            change = balance(own, shares, over=over)
+            rounds.append(weighted(own, change))
+            weights.append(before * change)
+        return Fates(self.names, np.stack(rounds), np.stack(weights))
+
 
 def interval(rounds: np.ndarray, *, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     """Return the interval of values over rounds, the first axis."""
@@ -80,6 +119,7 @@ def fates(
     n_neighbors: int = N_NEIGHBORS,
     n_rounds: int = 20,
     seed: int = 0,
+    on_round: Callable[[int], None] | None = None,
 ) -> Fates:
     """Return the probability that each cell ends in each of the ends.
 
@@ -103,20 +143,21 @@ def fates(
         Halves of the cells that are walked on.
     seed
         Draws the halves: the same for the same seed, so that two fates may be compared round by round.
+    on_round
+        Called with the number of rounds that are done.
 
     Raises
     ------
     InputError
-        An end has too few cells, or there are too few on the way.
+        An end has too few cells, or none is on the way.
     """
-    n = len(points)
     if n_rounds < 2:
         raise InputError(f"n_rounds={n_rounds}: an interval needs two rounds at least")
     for place, name in enumerate(names):
-        if (found := int((ends == place).sum())) < 4:
-            raise InputError(f"{found} cells have reached {name!r}: at least 4 are needed")
-    if n < 4 * 4 or not (ends < 0).any():
-        raise InputError(f"of {n} cells {int((ends < 0).sum())} are on the way: there is nothing to ask, or too few")
+        if (found := int((ends == place).sum())) < MIN_ARRIVED:
+            raise InputError(f"{found} cells have reached {name!r}: at least {MIN_ARRIVED} are needed")
+    if not (ends < 0).any():
+        raise InputError(f"all {len(ends)} cells have arrived: none is on the way, whose end could be asked")
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(ends == place) for place in range(-1, len(names))]
     shares = np.array([len(group) for group in groups[1:]], dtype=float)
@@ -129,22 +170,36 @@ def fates(
         chance = absorbed(steps, ends, len(names), among=half)
         used.append(balance(chance[ends < 0], shares / shares.sum()) if weights is None else weights[i])
         rounds.append(weighted(chance, used[-1]))
+        if on_round is not None:
+            on_round(i + 1)
     return Fates(list(names), np.stack(rounds), np.stack(used))
 
 
-def balance(chance: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def balance(chance: np.ndarray, shares: np.ndarray, *, over: np.ndarray | None = None) -> np.ndarray:
     """Return weights of the ends with which cells end in these shares, shape (n_ends,), mean of their logarithms 0.
 
-    ``chance``: of the ends for each cell, shape (n_cells, n_ends). No end gets more than a hundred times its chance.
+    Parameters
+    ----------
+    chance
+        Of the ends for each cell, shape (n_cells, n_ends).
+    shares
+        Of the ends, shape (n_ends,), sum 1. Ends come no nearer to theirs than :data:`MAX_WEIGHT` allows.
+    over
+        How much each cell counts, shape (n_cells,); default: all alike.
     """
-    log_weight = np.zeros(len(shares))
-    for _ in range(100):
-        found = weighted(chance, np.exp(log_weight)).mean(axis=0)
-        gap = np.log(shares / np.maximum(found, 1e-12))
-        log_weight = np.clip(log_weight + gap, -np.log(100), np.log(100))
-        if np.abs(gap).max() < 1e-4:
-            break
-    return np.exp(log_weight - log_weight.mean())
+    from scipy.optimize import Bounds, minimize
+
+    def gap(log_weight: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return a convex function and its gradient, by how much shares are not met: 0 where it is least."""
+        weights = np.exp(log_weight)
+        value = np.average(np.log(chance @ weights), weights=over) - shares @ log_weight
+        return float(value), np.average(weighted(chance, weights), axis=0, weights=over) - shares
+
+    bound = np.log(MAX_WEIGHT)
+    found = minimize(
+        gap, np.zeros(len(shares)), jac=True, bounds=Bounds(-bound, bound), options={"ftol": 1e-15, "gtol": 1e-7}
+    )
+    return np.exp(found.x - found.x.mean())
 
 
 def weighted(chance: np.ndarray, weights: np.ndarray) -> np.ndarray:

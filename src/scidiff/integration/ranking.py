@@ -21,7 +21,7 @@ DIRECTIONS = {"mimic": 1.0, "reverse": -1.0}
 
 
 #: by which candidates are ranked: perturbations, regulators, drugs
-FIRST_SCORES = ("lda", "ulm", "whitened_spearman", "cosine", "target_set")
+FIRST_SCORES = ("lda", "rewired", "ulm", "whitened_spearman", "cosine", "target_set")
 
 
 def consensus_rank(scores: pd.DataFrame) -> np.ndarray:

@@ -6,6 +6,17 @@ on all TFs at once, which tells apart TFs that share targets, at the price of no
 other one can. TFs that act together on the same genes (STAT1, STAT2 and IRF9 after interferon) are set against each
 other by it, so that it stands beside the others and has no part in the consensus.
 
+**Rank.** Regression takes targets for a draw from all genes. They are not: networks list genes that are studied, and
+these respond to most things, so that regulons of them stand out after any treatment. TFs are therefore ranked by their
+targets' effects against those in rewired networks, where every TF keeps its weights and every gene ``g`` is as likely
+a target as it is in the network, by the ``k_g`` TFs that list it (Maslov & Sneppen 2002)::
+
+    q_g = (1 + k_g) / Σ (1 + k_h)        m = Σ q_g e_g        s² = Σ q_g (e_g - m)²
+    rewired = Σ w_g (e_g - m) / (s sqrt(Σ w_g²))
+
+It has mean 0 and variance 1 over targets drawn by ``q``. Genes count once more than they are listed, lest in a small
+network a TF be set against itself.
+
 **p-values.** The t-value takes genes as independent. They are not: what is measured of them fluctuates together, cell
 by cell, and of control against control one TF in eleven is "significant" at 5 %. Every slope is a sum ``a'e`` over
 genes; with the cells that the effect was measured on, its variance is known without that assumption::
@@ -51,12 +62,14 @@ def rank_regulators(
 ) -> pd.DataFrame:
     """Return the TFs of a network, those with the largest activity change of either sign first, one row each.
 
-    Columns: ``kind`` ("tf"); ``name``; ``rank`` by the size of ``ulm``; ``ulm`` and ``mlm``, t-values, positive where
-    the TF is more active; with ``cells`` also ``aucell``, Welch's t of the activity per cell, treated against control
-    (:mod:`~scidiff.integration.activity`); ``consensus_rank`` over ulm and aucell
-    (:mod:`~scidiff.integration.ranking`), the sign of ulm being the one to agree with; ``p_value``, two-sided, and
-    ``fdr`` (Benjamini & Hochberg 1995) of ulm; ``leading_genes``, the targets that speak most for the sign of ulm;
-    ``n_targets``; ``source``: what the p-value rests on, "cells" or "genes".
+    Columns: ``kind`` ("tf"); ``name``; ``rank`` by the size of ``rewired``; ``rewired``, the targets' effect against
+    that in rewired networks, in its standard deviations there, positive where the TF is more active, as all scores;
+    ``ulm`` and ``mlm``, t-values; with ``cells`` also ``aucell``, Welch's t of the activity per cell, treated against
+    control (:mod:`~scidiff.integration.activity`); ``consensus_rank`` over rewired and aucell
+    (:mod:`~scidiff.integration.ranking`), the sign of rewired being the one to agree with; ``p_value``, two-sided, and
+    ``fdr`` (Benjamini & Hochberg 1995) of ulm: whether the targets moved otherwise than other genes do;
+    ``leading_genes``, the targets that speak most for the sign of ulm; ``n_targets``; ``source``: what the p-value
+    rests on, "cells" or "genes".
 
     Parameters
     ----------
@@ -100,19 +113,20 @@ def rank_regulators(
 
     z, freedom = _studentised(ulm, groups, weights) if groups else (ulm.t, len(genes) - 2)
     p_value = 2 * t.sf(np.abs(z), freedom)
-    columns = {"ulm": ulm.t}
+    rewired = _rewired(e, weights)
+    columns = {"rewired": rewired, "ulm": ulm.t}
     if multivariate:
         columns["mlm"] = _mlm(e, weights)
     if groups and per_cell:
         columns["aucell"] = _welch(*(activity_of(group, weights) for group in groups))
-    alone = pd.DataFrame({name: score for name, score in columns.items() if name != "mlm"})
-    columns["consensus_rank"] = consensus_rank(alone.mul(np.sign(ulm.t), axis=0))
+    agreeing = pd.DataFrame({name: columns[name] for name in ("rewired", "aucell") if name in columns})
+    columns["consensus_rank"] = consensus_rank(agreeing.mul(np.sign(rewired), axis=0))
     table = pd.DataFrame({"kind": "tf", "name": names, "rank": 0, **columns, "p_value": p_value})
     table["fdr"] = false_discovery_control(p_value)
     table["leading_genes"] = _leading(e, weights, ulm.t, genes)
     table["n_targets"] = weights.getnnz(axis=0)
     table["source"] = "cells" if groups else "genes"
-    table = table.iloc[np.argsort(-np.abs(ulm.t), kind="stable")].reset_index(drop=True)
+    table = table.iloc[np.argsort(-np.abs(rewired), kind="stable")].reset_index(drop=True)
     return table.assign(rank=np.arange(1, len(table) + 1))
 
 
@@ -146,6 +160,15 @@ def _ulm(e: np.ndarray, weights: sparse.csc_matrix) -> Slopes:
     slope = weights.T @ e
     residual = np.maximum(e @ e - slope**2 / size, 1e-300) / (len(e) - 2)
     return Slopes(slope, slope / np.sqrt(size * residual), size, residual, np.asarray(weights.mean(axis=0)).ravel())
+
+
+def _rewired(e: np.ndarray, weights: sparse.csc_matrix) -> np.ndarray:
+    """Return the effect on every TF's targets against that in rewired networks, in standard deviations, (n_tfs,)."""
+    share = 1.0 + np.bincount(weights.indices[weights.data != 0], minlength=len(e))
+    share /= share.sum()
+    e = e - share @ e
+    size = np.asarray(weights.multiply(weights).sum(axis=0)).ravel()
+    return (weights.T @ e) / np.sqrt(np.maximum(size * (share @ e**2), 1e-300))
 
 
 def _mlm(e: np.ndarray, weights: sparse.csc_matrix) -> np.ndarray:

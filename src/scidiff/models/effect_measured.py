@@ -27,6 +27,10 @@ ARRAYS = ("effect", "noise", "reference_noise", "controls", "controls_noise", "c
 JOINED = " + "  # between the names of parts that cannot be told apart
 
 
+class NothingMeasured(InputError):
+    """The cells say nothing of any effect: none is treated where there are controls to compare with."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """Measured effects.
@@ -65,14 +69,14 @@ class Measured:
 
         Raises
         ------
-        InputError
+        NothingMeasured
             There are no control cells, or no treated cells of a context that has some.
         """
         table, columns = stats.table, stats.context_columns
         treatment = [canonical(parts, dose) for parts, dose in zip(table["perturbation"], _doses(table), strict=True)]
         control = np.array([not parts for parts, _ in treatment])
         if not control.any():
-            raise InputError("no control cells: the effect of a perturbation is a difference to control")
+            raise NothingMeasured("no control cells: the effect of a perturbation is a difference to control")
         attributes = table[columns].astype(object).where(table[columns].notna(), None)
         keys = [tuple(values) for values in attributes.to_numpy()]
         places = list(dict.fromkeys(key for key, untreated in zip(keys, control, strict=True) if untreated))
@@ -83,7 +87,7 @@ class Measured:
             warnings.warn(text, DataWarning, stacklevel=3)
         treated = np.flatnonzero(~control & (context >= 0))
         if not len(treated):
-            raise InputError("no perturbed cells with control cells of the same context; there is no effect to learn")
+            raise NothingMeasured("no perturbed cells with control cells of their context; there is no effect to learn")
 
         time = table["time"].to_numpy(float) if "time" in table else np.full(len(table), np.nan)
         references, reference = [], []

@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, n_genes: int) -> Tensor:
-    """Return a CSR tensor without torch's notice that the layout is in beta."""
+    """Return a CSR tensor without torch's notices: that the layout is in beta, that nobody asked for checks.
+
+    torch 2.11 and 2.12 say the second to those who did decline checks, too.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(crow, col, values, size=(len(crow) - 1, n_genes), check_invariants=False)
 
 

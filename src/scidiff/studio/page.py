@@ -147,11 +147,10 @@ class Visit:
             condition = _fields(self.session.attributes(context_only=True))
             n, seed = _number("Number of cells", 200), _number("Seed", 0)
 
-        def design() -> tuple[int, Ask]:
+        def design() -> Ask:
             asked = {name: field.value for name, field in condition.items()}
             n_cells, number = _whole(n, "the number of cells"), _whole(seed, "the seed")
-            request = partial(self.session.design, up.read(), down.read(), n_cells, asked, seed=number)
-            return n_cells, request
+            return partial(self.session.design, up.read(), down.read(), n_cells, asked, seed=number)
 
         self._go("Design cells", "designing cells", design)
 
@@ -160,28 +159,28 @@ class Visit:
             condition = _fields(self.session.attributes())
             n, seed = _number("Number of cells", 200), _number("Seed", 0)
 
-        def generate() -> tuple[int, Ask]:
+        def generate() -> Ask:
             asked = {name: field.value for name, field in condition.items()}
             n_cells = _whole(n, "the number of cells")
-            return n_cells, partial(self.session.generate, asked, n_cells, seed=_whole(seed, "the seed"))
+            return partial(self.session.generate, asked, n_cells, seed=_whole(seed, "the seed"))
 
         self._go("Make cells", "making cells", generate)
 
-    def _go(self, label: str, what: str, request: Callable[[], tuple[int, Ask]]) -> None:
+    def _go(self, label: str, what: str, request: Callable[[], Ask]) -> None:
         ui.button(label, color=None, on_click=lambda: self._ask(what, request)).classes("go").props(
             "no-caps unelevated"
         )
 
     # ---- what happens --------------------------------------------------------------------------------------------
 
-    async def _ask(self, what: str, request: Callable[[], tuple[int, Ask]]) -> None:
+    async def _ask(self, what: str, request: Callable[[], Ask]) -> None:
         if self.job is not None:
             return
         try:
-            total, ask = request()
+            ask = request()
         except InputError as error:
             return self.trouble(str(error))
-        result = await self._do(what, lambda job: ask(on_cells=job.at), total=total)
+        result = await self._do(what, lambda job: ask(on_cells=job.at))
         if result is None:
             return
         self.result, self.ranking = result, None
@@ -276,12 +275,12 @@ class Visit:
         self.trouble_line.set_text(text)
         self.trouble_line.set_visibility(bool(text))
 
-    async def _do(self, what: str, do: Callable[[Job], T], *, total: int = 0) -> T | None:
+    async def _do(self, what: str, do: Callable[[Job], T]) -> T | None:
         """Return what the desk makes of a job, None after telling what went wrong; clicks in between do nothing."""
         if self.job is not None:
             return None
         self.trouble("")
-        self.job = job = Job(what, total)
+        self.job = job = Job(what)
         self._look()
         try:
             return await asyncio.wrap_future(self.desk.do(job, do))

@@ -188,7 +188,7 @@ class Session:
 
     def training(self) -> dict[str, pd.DataFrame]:
         """Return the course of training for each stage: step, loss, heldout."""
-        names = {"sample": "to make cells", "denoise": "to denoise"}
+        names = {"sample": "to make cells", "denoise": "to denoise", "predict": "to say effects"}
         stages = self.model.history.groupby("stage", sort=False)
         return {names.get(stage, stage): rows[["step", "loss", "heldout"]] for stage, rows in stages}
 
@@ -260,7 +260,7 @@ class Session:
         condition: Mapping[str, Any] | None = None,
         *,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Return cells that have a phenotype. Raises :class:`InputError` for what cannot be asked."""
         self._check(n)
@@ -282,7 +282,7 @@ class Session:
         n: int,
         *,
         seed: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Return cells of a condition. Raises :class:`InputError` for what cannot be asked."""
         self._check(n)

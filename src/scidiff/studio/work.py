@@ -24,16 +24,23 @@ class Stopped(Exception):
 
 @dataclass
 class Job:
-    """What is to be done: ``done`` of ``total``, counted by the thread that works and read by those that watch."""
+    """What is to be done: ``done`` of ``total``, counted by the thread that works and read by those that watch.
+
+    ``total`` is 0 until the work says it.
+    """
 
     what: str
     total: int = 0
     done: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def at(self, done: int) -> None:
+    def at(self, done: int, total: int) -> None:
         """Say how far the work is; raises :class:`Stopped` there if it shall stop."""
-        self.done = done
+        self.done, self.total = done, total
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if the work shall stop."""
         if self.stopping:
             raise Stopped
 
@@ -65,9 +72,9 @@ class Desk:
             job, work, result = self._line.get()
             self.now = job
             try:
-                job.at(job.done)
+                job.check()
                 made = work(job)
-                job.at(job.done)  # what was stopped has no result
+                job.check()  # what was stopped has no result
             except BaseException as error:
                 outcome = partial(result.set_exception, error)
             else:

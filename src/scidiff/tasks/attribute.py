@@ -291,7 +291,7 @@ def _controls(
 
 
 def _regulators(model: TrainedModel, question: _Question, network: pd.DataFrame, *, direction: str) -> pd.DataFrame:
-    """Return the ranking of regulators; the first by ulm are also tried in silico."""
+    """Return the ranking of regulators; the first are also tried in silico."""
     effect = question.on(model.genes) * (1 if direction == "mimic" else -1)
     cells = question.cells if direction == "mimic" or question.cells is None else question.cells[::-1]
     table = rank_regulators(effect, network, cells=cells, leave_out=question.steered)

@@ -97,7 +97,7 @@ def denoise(
     request: Request,
     *,
     layer: str | None = None,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return denoised cells; see :meth:`scidiff.ScIDiff.denoise`."""
     asked = request.checked(model, len(adata))
@@ -157,7 +157,7 @@ def _denoised(
     asked: Request,
     *,
     first: int = 0,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return denoised cells with provenance; ``first`` is the place of the first of them among all.
 
@@ -190,7 +190,7 @@ def _denoised(
             for i, counts in enumerate(drawn, start=1):
                 out.setdefault(f"draw_{i}", []).append(counts[:, places])
         if on_cells is not None:
-            on_cells(rows.stop)
+            on_cells(rows.stop, len(obs))
     layers = {k: sparse.vstack(v, format="csr") if sparse.issparse(v[0]) else np.concatenate(v) for k, v in out.items()}
     logged = log1p_cp10k(x)[:, places] if counted else x[:, places]
     if counted:

@@ -83,7 +83,7 @@ def design(
     n_steps: int = 20,
     layer: str | None = None,
     seed: int = 0,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return designed cells; see :meth:`scidiff.ScIDiff.design`."""
     if not isinstance(phenotype, Phenotype):
@@ -393,7 +393,7 @@ class Question:
         strength: np.ndarray,
         *,
         stream: int = 0,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> sparse.csr_matrix:
         """Return counts of cells drawn with a strength of steering; the same ``stream`` has the same randomness."""
         model = self.model
@@ -406,7 +406,7 @@ class Question:
             made = sparse.csr_matrix(x.numpy())
             chunks.append(self._exact(made, row_sums(made)))
             if on_cells is not None:
-                on_cells(sum(chunk.shape[0] for chunk in chunks))
+                on_cells(sum(chunk.shape[0] for chunk in chunks), n)
 
         device = model.denoiser.device
         steered = partial(
@@ -438,7 +438,7 @@ class Question:
         n: int,
         *,
         carried: bool,
-        on_cells: Callable[[int], None] | None = None,
+        on_cells: Callable[[int, int], None] | None = None,
     ) -> sparse.csr_matrix:
         """Return counts of ``n`` designed cells; those that lack what is asked of every cell are drawn again."""
         strength = np.zeros(len(self.phenotype.wishes)) if carried else self.steering.strength

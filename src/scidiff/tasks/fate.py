@@ -1,13 +1,14 @@
 """Fate: where each cell will end, as it is and under a perturbation.
 
 Cells walk over each other in the places that the network gives them (integration.fate), in the direction of their
-velocity where they have one. A perturbation is predicted for every cell, and pushes it at each step of the walk.
+velocity where they have one. A perturbation is predicted for every cell, and pushes it at each step of the walk; where
+there are cells that had it, the walk ends in the shares in which these have arrived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,47 +40,48 @@ def fate(
     n_rounds: int = 20,
     layer: str | None = None,
     seed: int = 0,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return cells with the probabilities of their ends; see :meth:`scidiff.ScIDiff.fate`."""
     column, names = _terminal(adata, terminal)
     if seed < 0 or n_neighbors < 1:
         raise InputError(f"seed={seed}, n_neighbors={n_neighbors}: need a seed from 0, a number of neighbours from 1")
+    had_it = np.empty(0, dtype=str)
     if to is not None:
+        had_it = adata.obs[column].astype(str).to_numpy()[_treated(model, adata, to)]
         adata = _controls(model, adata)
     group = adata.obs[column].astype(str).to_numpy()
     ends = pd.Index(names).get_indexer(group)
+    moving = use_velocity and has_velocity(adata)
+    progress = _Progress(on_cells, adata.n_obs, passes=moving + n_rounds * (1 if to is None else 2))
     cells = placed(model, adata, layer=layer)
     direction, source = None, "none"
-    if use_velocity and has_velocity(adata):
-        moved, source = moves(model, adata, cells, n_neighbors=n_neighbors, on_cells=on_cells)
+    if moving:
+        moved, source = moves(model, adata, cells, n_neighbors=n_neighbors, on_cells=progress.cells)
         direction = directions(cells, moved)
     options: dict[str, Any] = {"direction": direction, "n_neighbors": n_neighbors, "n_rounds": n_rounds, "seed": seed}
-    own = fates(cells.points, ends, names, **options)
+    own = fates(cells.points, ends, names, on_round=progress.rounds(moving), **options)
     out = with_places(adata, model, cells)
     low, high = interval(own.rounds, level=LEVEL)
     for key, values in (("fate", own.probability), ("fate_low", low), ("fate_high", high)):
         out.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=names)
     table = _table(own, group)
     if to is not None:
-        changed = fates(
-            cells.points,
-            ends,
-            names,
-            push=_push(model, adata, cells, to, layer=layer, seed=seed),
-            weights=own.weights,
-            **options,
-        )
+        push = _push(model, adata, cells, to, layer=layer, seed=seed)
+        count = progress.rounds(moving + n_rounds)
+        pushed = fates(cells.points, ends, names, push=push, weights=own.weights, on_round=count, **options)
+        changed = own.told(*_found(had_it, names, group), pushed=pushed, seed=seed)
         out.obsm["fate_perturbed"] = pd.DataFrame(changed.probability, index=adata.obs_names, columns=names)
         difference = replace(changed, rounds=changed.rounds - own.rounds)
-        for prefix, values in (("perturbed", changed), ("change", difference)):
-            found = _table(values, group)[["probability", "low", "high"]]
+        for prefix, some in (("perturbed", changed), ("change", difference)):
+            found = _table(some, group)[["probability", "low", "high"]]
             table[[prefix, f"{prefix}_low", f"{prefix}_high"]] = found
     out.uns["scidiff"] = model.provenance(
         "fate",
         {"X": "observed, log1p(CP10k)"},
         terminal={column: names},
         condition="as they are" if to is None else pd.Series(dict(to)).to_json(),
+        arrived_under_it=int(np.isin(had_it, names).sum()),
         velocity=source,
         n_neighbors=n_neighbors,
         n_rounds=n_rounds,
@@ -87,6 +89,23 @@ def fate(
         fate=table,
     )
     return out
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Tells how far a fate is: every cell is passed once for its velocity, and once in every round."""
+
+    on_cells: Callable[[int, int], None] | None
+    n: int
+    passes: int
+
+    def cells(self, done: int) -> None:
+        if self.on_cells is not None:
+            self.on_cells(done, self.n * self.passes)
+
+    def rounds(self, before: int) -> Callable[[int], None]:
+        """Return what counts rounds after this many passes."""
+        return lambda done: self.cells((before + done) * self.n)
 
 
 def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
@@ -103,6 +122,23 @@ def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[st
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError("terminal= needs two ends at least, each named once")
     return column, names
+
+
+def _treated(model: TrainedModel, adata: AnnData, to: Mapping[str, Any]) -> np.ndarray:
+    """Return whether cells had the perturbation, in dose and time as asked where they are, shape (n_cells,)."""
+    asked, table = model.schema.conditions(to).iloc[0].dropna(), model.conditions_of(adata)
+    return (table[list(asked.index)] == asked).all(axis=1).to_numpy()
+
+
+def _found(had_it: np.ndarray, names: list[str], group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where cells that had the perturbation have arrived, and how many still on the way each cell stands for.
+
+    A cell stands for those of its ``group``; where none is on the way, all cells on the way are alike.
+    """
+    ends = pd.Index(names).get_indexer(had_it)
+    on_the_way = pd.Series(had_it[ends < 0]).value_counts()
+    over = pd.Series(group).map(on_the_way / pd.Series(group).value_counts()).fillna(0).to_numpy(dtype=float)
+    return ends[ends >= 0], over if over.any() else ~np.isin(group, names)
 
 
 def _controls(model: TrainedModel, adata: AnnData) -> AnnData:

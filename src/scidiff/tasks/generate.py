@@ -42,7 +42,7 @@ def generate(
     n_steps: int = 20,
     solver: Callable[..., torch.Tensor] | None = None,
     seed: int = 0,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return new cells; see :meth:`scidiff.ScIDiff.generate`."""
     if n < 1 or n_steps < 1 or seed < 0:
@@ -69,7 +69,7 @@ def generate(
     def collect(x: torch.Tensor) -> None:
         chunks.append(sparse.csr_matrix(x.numpy()) if model.standardizer is None else x.numpy())
         if on_cells is not None:
-            on_cells(sum(chunk.shape[0] for chunk in chunks))
+            on_cells(sum(chunk.shape[0] for chunk in chunks), len(table))
 
     sample(
         model.denoiser,

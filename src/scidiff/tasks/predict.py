@@ -1,15 +1,15 @@
 """Predict: control cells as they would be under a perturbation, one for one.
 
-The closed form, with other opinions where they were right before (models.opinion), says how much of every gene the
-cells of a context receive, the network which of them receive it.
+The closed form, with other estimates where they were right before (models.effect_stacking) and a share of what the
+effect network says, gives how much of every gene the cells of a context receive, the network which of them receive it.
 """
 
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,7 @@ from scidiff.data.cells import Cells, read_cells
 from scidiff.data.scaling import log1p_cp10k, row_sums
 from scidiff.errors import DataWarning, InputError
 from scidiff.model import TrainedModel
-from scidiff.models.effects import EffectModel
 from scidiff.models.gaussian import GaussianNoise
-from scidiff.models.opinion import Opinion
 from scidiff.predictor import context_keys
 from scidiff.sampling.generate import CHUNK, generate
 from scidiff.sampling.guidance import Gain
@@ -41,10 +39,10 @@ POPULATION = 2000
 #: it is, the more their genes go together; so the largest of these, though at 1.5 they spread as real ones do and at 2
 #: by 7 % more (Kang et al. 2018; `benchmarks/dealing.py`)
 DEALING_GAIN = 2.0
-#: share of the unanchored network in the effect, chosen by hand, and how many times its effect is enlarged at most
+#: share of the effect network in the effect, chosen by hand, and how many times its effect is enlarged at most
 NETWORK_SHARE, ENLARGED = 0.15, 2.0
 #: cells it generates, in steps, to say so
-OPINION_CELLS, OPINION_STEPS = 200, 6
+NETWORK_CELLS, NETWORK_STEPS = 200, 6
 #: fewer cells than this are predicted among reference cells of their context: too few for their mean to say much
 MIN_POPULATION = 10
 #: out-of-distribution score from which on a prediction is warned of
@@ -59,7 +57,7 @@ def predict(
     network: bool = True,
     layer: str | None = None,
     seed: int = 0,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return predicted cells; see :meth:`scidiff.ScIDiff.predict`."""
     from anndata import concat
@@ -92,14 +90,18 @@ def predict(
     order = np.argsort(np.concatenate(groups))
     parts: list[AnnData] = []
     effects: list[pd.DataFrame] = []
+    done = 0
     for _, row in asked.iterrows():
         made = []
-        for i, rows in enumerate(groups):
-            part, effect = _predict_group(model, adata, cells, table, rows, row, network=network, seed=seed + i)
+        for key, rows in zip(kinds, groups, strict=True):
+            # every condition meets the same noise: what differs between two predictions of a cell is their effects
+            own = seed_of(seed, key)
+            part, effect = _predict_group(model, adata, cells, table, rows, row, network=network, seed=own)
             made.append(part)
             effects.append(effect)
+            done += len(rows)
             if on_cells is not None:
-                on_cells(sum(len(done) for done in groups[: i + 1]) + len(parts) * len(sources))
+                on_cells(done, len(asked) * len(sources))
         whole = concat(made, merge="same")[order].copy()
         whole.obs_names = [f"{name}-{len(parts)}" if parts else name for name in whole.obs_names]
         parts.append(whole)
@@ -145,7 +147,7 @@ def _predict_group(
     known = {name: value for name, value in own.items() if not pd.isna(value)}
     effect = effects.predict(known, parts, control_mean=control, dose=dose, time=time)
     if counted:  # fold changes are of counts
-        effect = second_opinion(effects).revised(effect, effects, parts, control, dose=dose, time=time)
+        effect = model.predictor.stacking.revised(effect, effects, parts, control, dose=dose, time=time)
     ood = model.predictor.ood(effect)
     notes = list(effect.notes)
     if effect.kind == "seen" and parts:
@@ -159,7 +161,7 @@ def _predict_group(
     after = table.iloc[rows].assign(**{name: asked[name] for name in treatment})
     obs = adata.obs.iloc[rows].assign(**{model.schema.columns[name]: asked[name] for name in treatment})
     obs["ood_score"] = ood
-    if network and model.opinion is not None and effect.kind == "context":
+    if network and model.effect_network is not None and effect.kind == "context":
         seen = generated_effect(model, table.iloc[rows], after, depth=row_sums(source), seed=seed)
         if seen is not None:
             blend = (1 - NETWORK_SHARE) * effect.mean + NETWORK_SHARE * sized(seen, effect.mean)
@@ -182,16 +184,15 @@ def _predict_group(
     )
 
 
-@lru_cache(maxsize=4)
-def second_opinion(effects: EffectModel) -> Opinion:
-    """Return how far fold changes, and no change, are believed beside these effects; the same for all predictions."""
-    return Opinion.fit(effects)
+def seed_of(seed: int, context: str) -> int:
+    """Return the seed of a context, by its name: its cells are the same alone as among those of other contexts."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(context.encode())]).generate_state(1)[0])
 
 
 def generated_effect(
     model: TrainedModel, before: pd.DataFrame, after: pd.DataFrame, *, depth: np.ndarray, seed: int
 ) -> np.ndarray | None:
-    """Return what the unanchored network says of an effect: the difference of two generations, in which what it gets
+    """Return what the effect network says of an effect: the difference of two generations, in which what it gets
     wrong in both cancels; in mean log1p(CP10k), shape (n_genes,). None for a context that it does not know.
 
     Parameters
@@ -201,18 +202,18 @@ def generated_effect(
     depth
         Molecules of the cells, shape (n_cells,).
     """
-    network, known = model.opinion, model.vocabulary.known
+    network, known = model.effect_network, model.vocabulary.known
     own = after[list(model.schema.context)].iloc[0]
     if network is None or not all(known[name].eq(value).any() for name, value in own.items()):
         return None
-    rows = np.resize(np.arange(len(depth)), OPINION_CELLS)
+    rows = np.resize(np.arange(len(depth)), NETWORK_CELLS)
     means = []
     for table in (before, after):
         cells: list[torch.Tensor] = []
         generate(
             network,
             model.encoded(table.iloc[rows], depth=depth[rows]),
-            n_steps=OPINION_STEPS,
+            n_steps=NETWORK_STEPS,
             generator=torch.Generator(network.device).manual_seed(seed),
             on_cells=cells.append,
         )

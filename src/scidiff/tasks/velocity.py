@@ -63,11 +63,12 @@ def velocity(
     strength: float = 1.0,
     n_neighbors: int = N_NEIGHBORS,
     layer: str | None = None,
-    on_cells: Callable[[int], None] | None = None,
+    on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return cells with their velocity; see :meth:`scidiff.ScIDiff.velocity`."""
     cells = placed(model, adata, layer=layer)
-    moved, source = moves(model, adata, cells, dt=dt, strength=strength, n_neighbors=n_neighbors, on_cells=on_cells)
+    count = None if on_cells is None else lambda done: on_cells(done, adata.n_obs)
+    moved, source = moves(model, adata, cells, dt=dt, strength=strength, n_neighbors=n_neighbors, on_cells=count)
     out = with_places(adata, model, cells)
     out.layers.update(counts=cells.x, denoised=cells.level, velocity=moved)
     out.obsm["velocity_pca"] = directions(cells, moved)
@@ -158,16 +159,32 @@ def flow(
     layer: str | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-    """Yield cells as they are and after every step, counts, and for each the observed cell that it is nearest to.
+    """Yield cells as they are and after every step, ``steps + 1`` times.
+
+    Comes out: counts of genes of the model, csr, shape (n_flowing, n_genes), each cell with as many molecules as it
+    had; and the place in ``adata`` of the observed cell that each is nearest to, shape (n_flowing,).
 
     Parameters
     ----------
     adata
-        Observed cells, with layers for velocity.
+        Observed cells, with layers for velocity, shape (n_cells, ...).
     start
-        Places of those that flow, shape (n_flowing,).
+        Places in ``adata`` of those that flow, shape (n_flowing,).
     dt
         Length of a step, in units of 1 / splicing rate.
+    steps
+        Number of steps.
+    n_neighbors
+        Observed cells that a velocity is the mean over.
+    layer
+        Layer with the counts of the cells.
+    seed
+        Draws the molecules that go and come.
+
+    Raises
+    ------
+    InputError
+        The model was not trained on counts, or the cells have no velocity.
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -153,7 +153,7 @@ def train(
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",  # set for the whole process; the loop casts for itself
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
     )
     device, bf16 = accelerator.device, use_bf16(config.precision)
     steps = config.steps_for(len(cells))

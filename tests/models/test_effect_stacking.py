@@ -8,8 +8,8 @@ import pytest
 
 from scidiff.models.effect_groups import GroupStats
 from scidiff.models.effect_measured import Measured
+from scidiff.models.effect_stacking import ADDED, Stacking, _shares, fold_change
 from scidiff.models.effects import EffectModel
-from scidiff.models.opinion import ADDED, Opinion, _shares, fold_change
 
 N_GENES = 150
 
@@ -88,31 +88,31 @@ def new_context(multiply: bool) -> tuple[EffectModel, np.ndarray, np.ndarray]:
 
 def test_believed_where_effects_multiply_and_then_right():
     effects, control, truth = new_context(multiply=True)
-    opinion = Opinion.fit(effects)
+    stacking = Stacking.fit(effects)
     closed = effects.predict({"cell_type": "c8"}, ("A",), control_mean=control)
-    both = opinion.revised(closed, effects, ("A",), control)
-    assert opinion.weight > 0.3
+    both = stacking.revised(closed, effects, ("A",), control)
+    assert stacking.weight > 0.3
     assert ((both.mean - truth) ** 2).mean() < 0.5 * ((closed.mean - truth) ** 2).mean()
     np.testing.assert_array_equal(both.variance, closed.variance)
 
 
 def test_hardly_believed_where_effects_add_up():
     effects, control, truth = new_context(multiply=False)
-    opinion = Opinion.fit(effects)
+    stacking = Stacking.fit(effects)
     closed = effects.predict({"cell_type": "c8"}, ("A",), control_mean=control)
-    both = opinion.revised(closed, effects, ("A",), control)
-    assert opinion.weight < 0.1
+    both = stacking.revised(closed, effects, ("A",), control)
+    assert stacking.weight < 0.1
     assert ((both.mean - truth) ** 2).mean() < 1.1 * ((closed.mean - truth) ** 2).mean()
 
 
-def test_no_second_opinion_of_what_was_measured_or_what_nobody_measured():
+def test_no_other_estimate_of_what_was_measured_or_what_nobody_measured():
     effects, control, _ = new_context(multiply=True)
-    sure = Opinion(weight=1.0, width=0.5)
+    sure = Stacking(weight=1.0, width=0.5)
     seen = effects.predict({"cell_type": "c0"}, ("A",))
     assert sure.revised(seen, effects, ("A",), control) is seen
     new = effects.predict({"cell_type": "c8"}, ("A",), control_mean=control)
     assert sure.revised(new, effects, ("A",), control, dose=3.0) is new  # at a dose that no context saw
-    assert Opinion().revised(new, effects, ("A",), control) is new
+    assert Stacking().revised(new, effects, ("A",), control) is new
 
 
 def test_shares_are_the_best_that_are_not_negative_and_at_most_one():
@@ -131,7 +131,7 @@ def test_no_change_is_believed_where_contexts_have_nothing_in_common():
     control = contexts(9)
     common, own = np.random.default_rng(4).normal(0, 0.5, (2, 9, N_GENES))
     none = [
-        Opinion.fit(EffectModel.fit(stats(control, control + effect))).none for effect in (own, common[:1] + 0 * own)
+        Stacking.fit(EffectModel.fit(stats(control, control + effect))).none for effect in (own, common[:1] + 0 * own)
     ]
     assert none[0] > 0.8
     assert none[1] < 0.1
@@ -146,17 +146,17 @@ def test_where_patients_lack_effects_patients_are_left_out():
     known.table["cell_type"] = [f"state {int(name[1:]) % 2}" for name in known.table["cell_type"]]
     untreated = ~((known.table["patient"] == "patient 6") & (known.table["perturbation"].map(len) > 0)).to_numpy()
     new = GroupStats(known.table[untreated].reset_index(drop=True), *(a[untreated] for a in arrays_of(known)))
-    assert Opinion.fit(EffectModel.fit(known)).none < 0.2  # the other state of a patient tells
-    assert Opinion.fit(EffectModel.fit(new)).none > 0.6
+    assert Stacking.fit(EffectModel.fit(known)).none < 0.2  # the other state of a patient tells
+    assert Stacking.fit(EffectModel.fit(new)).none > 0.6
 
 
 def arrays_of(known: GroupStats) -> tuple[np.ndarray, ...]:
     return known.mean, known.variance, known.n, known.log_depth, known.log_depth_variance
 
 
-def test_few_contexts_are_no_ground_for_an_opinion():
+def test_few_contexts_are_no_ground_for_other_estimates():
     control = contexts(4)
     treated = times(control, folds())
     treated[3] = np.nan
-    assert Opinion.fit(EffectModel.fit(stats(control, treated))) == Opinion()
-    assert Opinion.fit(EffectModel.fit(stats(contexts(6), times(contexts(6), folds()), dose=2.0))).weight > 0.3
+    assert Stacking.fit(EffectModel.fit(stats(control, treated))) == Stacking()
+    assert Stacking.fit(EffectModel.fit(stats(contexts(6), times(contexts(6), folds()), dose=2.0))).weight > 0.3

@@ -1,4 +1,4 @@
-"""Opinions on the effect of a perturbation in a context where it was not measured: the same fold changes; no change.
+"""Stacked estimates of an effect in a context where it was not measured: closed form, fold change, no change.
 
     closed form    effects add up:     D                                        (models.effects)
     fold change    effects multiply:   log(e^m f - c (f - 1)) - m,   log f = mean over k of log (r_k / m_k)
@@ -31,13 +31,13 @@ from scidiff.models.effects import Effect, EffectModel
 ADDED = 0.3
 #: widths b to choose from
 WIDTHS = (0.1, 0.25, 0.5, 1.0)
-#: contexts (or patients) that must have been left out before an opinion is believed, effects that are asked for
+#: contexts (or patients) that must have been left out before other estimates have weight, effects that are asked for
 FEW_LEFT_OUT, MAX_ASKED = 4, 40
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """How far fold changes, and no change, are believed.
+class Stacking:
+    """Weights of the estimates beside the closed form; by default they have none.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Opinion:
     none: float = 0.0
 
     @classmethod
-    def fit(cls, effects: EffectModel) -> Opinion:
+    def fit(cls, effects: EffectModel) -> Stacking:
         """Return what foretells measured effects best in contexts left out; weights 0 where too few can be."""
         process = effects.process
         measured = process.measured
@@ -96,7 +96,7 @@ class Opinion:
         dose: float | Sequence[float] | None = None,
         time: float | None = None,
     ) -> Effect:
-        """Return the effect with the other opinions in it, if there are any: measured, but not in this context.
+        """Return the effect with the other estimates in it, where it was measured, but not in this context.
 
         Parameters
         ----------
