@@ -104,6 +104,24 @@ class Unit:
         x = sparse.csr_matrix(np.clip(np.asarray(x, dtype=np.float32), 0, np.float32(np.log1p(1e4))))
         return anndata.AnnData(x, obs=obs, var=source.var[[]])
 
+    def dealt(self, means, condition: dict[str, Any]) -> list[Any]:
+        """Return cells with molecules drawn (Poisson) about the mean counts of every source cell.
+
+        From few source cells several are drawn each, 400 in all, as scIDiff does; the benchmark takes distances draw by
+        draw.
+        """
+        import numpy as np
+
+        rng, made = np.random.default_rng(0), []
+        for draw in range(-(-400 // len(means))):
+            counts = rng.poisson(means)
+            depth = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            cells = self.cells(self.source, np.log1p(1e4 * counts / depth), condition)
+            cells.obs["scidiff_draw"] = draw
+            cells.obs_names += f", draw {draw}"
+            made.append(cells)
+        return made
+
 
 def units(folder: Path) -> Iterator[Unit]:
     """Yield what `scidiff benchmark --task predict --export` wrote."""
