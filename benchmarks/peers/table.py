@@ -48,7 +48,8 @@ def compared(table: pd.DataFrame, tool: str) -> tuple[pd.DataFrame, str]:
     here = table[unit.isin(by[tool]) & unit.isin(by[OURS])]
     mean = means(here)
     gains = {metric: gain(here, metric, OURS, tool) for metric in mean}
-    over = f"{', '.join(here['part'].unique())}, {here['split'].nunique()} of the seeds"
+    n = len(here[["part", "split"]].drop_duplicates())
+    over = f"{n} units ({', '.join(here['part'].unique())}; {here['split'].nunique()} seeds)"
     over += f"; {', '.join(alone)} too, of which scIDiff says nothing" if len(alone) else ""
     better = [metric for metric, one in gains.items() if one["gain"] > 2 * one["se"]]
     worse = [metric for metric, one in gains.items() if one["gain"] < -2 * one["se"]]

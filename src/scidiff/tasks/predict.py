@@ -317,4 +317,4 @@ def _moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance over cells, shape (n_genes,) each."""
     x = sparse.csr_matrix(x)
     mean = np.asarray(x.mean(axis=0)).ravel()
-    return mean, np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
+    return mean, np.maximum(np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2, 0)
