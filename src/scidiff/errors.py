@@ -21,6 +21,10 @@ class DataWarning(UserWarning):
     """The data can be used, but the user should know what was found or changed."""
 
 
+#: known values up to this number are all named
+FEW = 12
+
+
 def closest(name: object, known: Iterable[object], *, n: int = 3) -> str:
     """Return a clause that names the known values most like ``name``, for the end of an error message.
 
@@ -33,5 +37,6 @@ def closest(name: object, known: Iterable[object], *, n: int = 3) -> str:
         return "; nearest: " + ", ".join(map(repr, alike))
     if not values:
         return "; there are none"
-    rest = f" and {len(values) - 2 * n} more" if len(values) > 2 * n else ""
-    return "; known: " + ", ".join(map(repr, values[: 2 * n])) + rest
+    shown = values if len(values) <= FEW else values[: 2 * n]
+    rest = f" and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
+    return "; known: " + ", ".join(map(repr, shown)) + rest

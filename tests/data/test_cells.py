@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scidiff.data.cells import Cells, matrix_scale, read_cells
+from scidiff.data.cells import COUNT_LAYERS, Cells, matrix_scale, read_cells
 from scidiff.data.checking import check, guess_schema
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError
+from scidiff.streaming import CellFile
 
 SCHEMA = Schema(perturbation="condition", control="control", context="cell_type")
 
@@ -108,6 +109,29 @@ def test_counts_are_sought_in_layer_then_x_then_raw():
         cells = read_cells(kept, SCHEMA)
     assert cells.genes == [f"gene{i}" for i in range(30)]
     np.testing.assert_array_equal(cells.x.toarray(), counts())
+
+
+@pytest.mark.parametrize("name", COUNT_LAYERS)
+def test_counts_are_found_in_layers_by_other_names(name, tmp_path):
+    adata = data(sparse.csr_matrix(normalised(counts()), dtype=np.float32), **{name: sparse.csr_matrix(counts())})
+    with pytest.warns(DataWarning, match=f"counts were taken from layers..{name}"):
+        np.testing.assert_array_equal(read_cells(adata, SCHEMA).x.toarray(), counts())
+    assert check(adata).scale == "counts"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with CellFile(tmp_path / "cells.h5ad") as file, pytest.warns(DataWarning, match="taken from layers"):
+        np.testing.assert_array_equal(file.choose(None)[:].toarray(), counts())
+    adata.layers[name] = adata.X * 0.5
+    assert read_cells(adata, SCHEMA).scale == "log1p"
+
+
+def test_a_layer_that_nobody_would_guess_is_named_by_the_user():
+    adata = data(sparse.csr_matrix(normalised(counts()), dtype=np.float32), mine=sparse.csr_matrix(counts()))
+    found = check(adata)
+    assert found.scale == "log1p"
+    assert "if one of the layers holds counts, name it: 'mine'" in str(found)
+    told = check(adata, layer="mine")
+    assert told.scale == "counts"
+    assert "layers['mine']: counts (sparse int64, used)" in str(told)
 
 
 def test_log_expression_behind_a_scaled_x():

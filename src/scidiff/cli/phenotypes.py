@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +114,8 @@ def design(
                 f"{row['typical real cells']:.2f} typical ({row['scale']})"
                 for name, row in levels.iterrows()
             ),
-            f"distance to real cells {real['distance']:.2f} (1: as real ones), novel {real['novelty']:.0%} (real: 5%)",
+            f"distance to real cells {real['distance']:.2f} (1: as real ones), novel {real['novelty']:.0%} (real: 5%)"
+            + ("" if isnan(real["auc"]) else f", told from them at an AUC of {real['auc']:.2f} (.5: not)"),
         )
 
 

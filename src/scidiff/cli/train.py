@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from scidiff.streaming import CellFile
 
 
-def check(data: Data, seed: Seed = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+def check(data: Data, layer: Layer = None, seed: Seed = 0, quiet: Quiet = False, as_json: Json = False) -> None:
     """Say what a file holds: scale, depth, conditions, a schema that fits, and every problem."""
     del seed  # every verb takes it; nothing is drawn here
     with Talk(quiet=quiet, as_json=as_json) as talk:
         from scidiff.data import check
 
-        found = check(read_h5ad(data))
-        text = f"{found}\nnext     {_train_command(data, found.schema)}" if found.ok else str(found)
+        found = check(read_h5ad(data), layer=layer)
+        text = f"{found}\nnext     {_train_command(data, found.schema, layer)}" if found.ok else str(found)
         talk.result({"data": str(data)} | found.to_dict(), text)
     problems = [finding.text for finding in found.findings if finding.level == "problem"]
     if problems:
@@ -148,13 +148,14 @@ def train(
         talk.result(*_training_result(out, model, split))
 
 
-def _train_command(data: Path, schema: Schema) -> str:
+def _train_command(data: Path, schema: Schema, layer: str | None) -> str:
     """The command that trains on a file with this schema."""
     words = ["scidiff", "train", str(data), "--out", "model"]
     for role, value in schema.to_dict().items():
         values = value if isinstance(value, list) else [value]
         if role != "combination_sep":
             words += [word for one in values if one is not None for word in (f"--{role}", one)]
+    words += [] if layer is None else ["--layer", layer]
     return shlex.join(words)
 
 
@@ -176,7 +177,8 @@ def _training_result(out: Path, model: ScIDiff, split: Any) -> tuple[dict[str, A
     }
     text = (
         f"{process} model of {n_cells} cells x {len(model.genes)} genes written to {out} "
-        f"({facts['steps']} steps, {facts['seconds']:.0f} s, held-out loss {best['heldout']:.4g})"
+        f"({facts['seconds']:.0f} s; held-out loss {best['heldout']:.4g}, the least, at step {facts['best_step']} of "
+        f"{facts['steps']})"
     )
     if split is None:
         return facts, text

@@ -7,9 +7,10 @@ What a matrix holds is told from its values::
     log1p    fractions, none above 20 (the log of a hundred million)
     other    fractions above that: normalised but not logged, or expected counts
 
-Counts are sought in ``layers["counts"]``, ``X``, ``raw``, in this order; without any, log expression is taken from
-``X``, then ``raw``. What cannot be used is refused in one line; what is changed is said in a :class:`DataWarning`.
-Sparse matrices stay sparse, and nothing is written into the caller's object.
+Counts are sought in ``layers["counts"]``, ``X``, layers by other names for counts (``COUNT_LAYERS``) and ``raw``, in
+this order; without any, log expression is taken from the first of these that holds it. What cannot be used is refused
+in one line; what is changed is said in a :class:`DataWarning`. Sparse matrices stay sparse, and nothing is written into
+the caller's object.
 """
 
 from __future__ import annotations
@@ -146,12 +147,19 @@ def matrix_scale(x: sparse.spmatrix | np.ndarray) -> Scale:
     return "log1p" if highest <= LOG_LIMIT else "other"
 
 
+#: other names that layers of counts go by
+COUNT_LAYERS = ("raw_counts", "counts_raw", "raw", "umi", "umi_counts", "count")
+
+
 def matrices(adata: AnnData) -> Iterator[tuple[str, Any, pd.Index]]:
     """Yield place, matrix as stored, and gene names, in the order in which counts are sought."""
     if "counts" in adata.layers:
         yield "layers['counts']", adata.layers["counts"], adata.var_names
     if adata.X is not None:
         yield "X", adata.X, adata.var_names
+    for name in COUNT_LAYERS:
+        if name in adata.layers:
+            yield f"layers[{name!r}]", adata.layers[name], adata.var_names
     if adata.raw is not None:
         yield "raw", adata.raw.X, adata.raw.var_names
 
@@ -173,9 +181,9 @@ def choose(adata: AnnData, layer: str | None = None) -> Matrix:
     for where, stored, genes in places:
         matrix = load(where, stored, genes, adata.obs_names)
         if matrix.scale == "counts":
-            if where == "raw":
+            if layer is None and where not in ("layers['counts']", "X"):
                 warnings.warn(
-                    f"X holds no counts; counts were taken from raw ({len(genes)} genes)", DataWarning, stacklevel=3
+                    f"X holds no counts; counts were taken from {where} ({len(genes)} genes)", DataWarning, stacklevel=3
                 )
             return matrix
         if where == "layers['counts']" and layer is None:

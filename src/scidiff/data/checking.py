@@ -102,8 +102,11 @@ class Check:
         return "\n".join(lines)
 
 
-def check(adata: AnnData, schema: Schema | None = None) -> Check:
-    """Return what ``adata`` holds, all problems found, and a schema (guessed if none is given). Raises nothing."""
+def check(adata: AnnData, schema: Schema | None = None, *, layer: str | None = None) -> Check:
+    """Return what ``adata`` holds, all problems found, and a schema (guessed if none is given). Raises nothing.
+
+    ``layer`` is read instead of searching for counts.
+    """
     findings: list[Finding] = []
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -119,7 +122,7 @@ def check(adata: AnnData, schema: Schema | None = None) -> Check:
         findings.extend(Finding("note", text) for text in notes)
         return result
 
-    matrix = attempt(lambda: choose(adata))
+    matrix = attempt(lambda: choose(adata, layer))
     depth: dict[str, float] = {}
     if matrix is not None:
         findings += _describe(adata, matrix)
@@ -168,7 +171,8 @@ def guess_schema(obs: pd.DataFrame) -> Schema:
 
 def _describe(adata: AnnData, matrix: Matrix) -> Iterator[Finding]:
     """What each matrix holds."""
-    for where, stored, genes in matrices(adata):
+    places = {matrix.where: (matrix.x, matrix.genes)} | {where: more for where, *more in matrices(adata)}
+    for where, (stored, genes) in places.items():
         try:
             one = matrix if where == matrix.where else load(where, stored, genes, adata.obs_names)
         except InputError as error:
@@ -179,7 +183,8 @@ def _describe(adata: AnnData, matrix: Matrix) -> Iterator[Finding]:
         text = "counts" if one.scale == "counts" else why_no_counts(one).removeprefix(f"{where} has ")
         yield Finding("ok", f"{where}: {text} ({kind} {one.x.dtype}, {use})")
     if matrix.scale == "log1p":
-        yield Finding("note", "no raw counts: only the Gaussian process can be used; counts allow more")
+        more = f"; if one of the layers holds counts, name it: {listing(adata.layers)}" if adata.layers else ""
+        yield Finding("note", f"no raw counts: only the Gaussian process can be used, which cannot design{more}")
 
 
 def _depth(matrix: Matrix) -> dict[str, float]:

@@ -99,7 +99,9 @@ def design(
     if "sample" not in set(model.history["stage"]):
         raise InputError("this model was trained to denoise only; fit one without denoise_only to design cells")
     if not model.counted or model.standardizer is not None:
-        raise InputError("design needs a model trained with thinning, on counts; fit one without noise='gaussian'")
+        raise InputError(
+            "design needs a model of counts, and this one is of log expression: train on raw counts (layer= names them)"
+        )
     if cells is not None and keep is None and depth is not None:
         raise InputError("cells that keep their molecules keep their depth; depth= goes with keep=, from 0 to 1")
     given = None
