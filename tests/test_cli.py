@@ -356,7 +356,7 @@ def test_help_and_version(capsys):
 
 
 def test_a_bug_is_one_line_and_shows_where_on_request(place, monkeypatch, capsys):
-    def broken(*args: object) -> None:
+    def broken(*args: object, layer=None) -> None:
         raise ZeroDivisionError("of the\nlead")
 
     monkeypatch.setattr(sd.data, "check", broken)
