@@ -10,8 +10,8 @@ how cells are read. *By row* indexes a backed AnnData, as its examples do, which
 hand anndata a mask, and neighbours are read at once. A *worker* is a process that reads ahead; scIDiff has a thread.
 *Split* takes the molecules held out from every cell. Each run is a process of its own, ways in turn; speed is the
 median of the repeats and their range, the page cache is warm. Memory is what minibatches add to the largest that the
-process needs, and its worker. *Kinds* is the exponential of the entropy of the 40 kinds within a minibatch, on average
-and in the worst.
+process needs, without its worker. *Kinds* is the exponential of the entropy of the 40 kinds within a minibatch, on
+average and in the worst.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -184,7 +183,7 @@ def drawn_at_random(n_cells: int, *, draws: int = 1000) -> list[float]:
 
 
 def largest() -> int:
-    """Return the most memory that this process had, in kB; `getrusage` would count that of the parent, too."""
+    """Return the most memory that this process had, in kB; what its parent had is not in it, nor its workers'."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -202,10 +201,7 @@ def measure(way: Ours | Theirs, path: Path, n_cells: int, passes: int) -> dict[s
             break
     rate = seen / (time.perf_counter() - started)
     stream.close()
-    memory = largest() - before
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    memory += max(worker - before, 0)  # it begins as a copy, of which it shares the memory
-    return {"rate": rate, "memory": memory / 1e6, "kinds": float(np.mean(kinds)), "fewest": min(kinds)}
+    return {"rate": rate, "memory": (largest() - before) / 1e6, "kinds": float(np.mean(kinds)), "fewest": min(kinds)}
 
 
 def block_of(path: Path) -> int:
@@ -259,8 +255,9 @@ def main() -> None:
     ]
     for way in map(str, ways(block)):
         runs = found[way, plain]
+        memory = "" if "worker" in way else f"{np.median([run['memory'] for run in runs]):.2f}"
         lines.append(
-            f"| {way} | {rates(runs)} | {rates(found[way, packed])} | {np.median([run['memory'] for run in runs]):.2f} "
+            f"| {way} | {rates(runs)} | {rates(found[way, packed])} | {memory} "
             f"| {runs[0]['kinds']:.1f} | {runs[0]['fewest']:.1f} |"
         )
     print("\n".join(lines))

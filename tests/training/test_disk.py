@@ -109,6 +109,12 @@ def test_a_sorted_file_is_mixed():
     assert tenths.var() < 3 * 9
 
 
+def test_the_end_of_a_pass_is_mixed_as_its_beginning(short_blocks):
+    batches = StoredBatches(Made(80), held_out=0, seed=0)  # ten blocks, three at a time: none is left over alone
+    rows, _ = stream(batches, 8, range(1, 101))
+    assert min(len(set(some // 8)) for some in rows.reshape(-1, 8)) > 1
+
+
 def test_memory_does_not_grow_with_the_cells(short_blocks):
     peaks = []
     for n_cells in (400, 8000):

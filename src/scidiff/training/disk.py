@@ -1,7 +1,7 @@
 """Minibatches from cells on disk: every cell once in each pass, mixed from all over the file, read in long stretches.
 
     blocks    stretches of the file of about a quarter of a million values, as HDF5 packs them
-    a pass    all blocks in random order, 64 at a time into a buffer, the cells of a buffer shuffled
+    a pass    all blocks in random order, about 64 at a time into a buffer, the cells of a buffer shuffled
     a step    the next n cells
 
 A file is often sorted by what it holds; 64 stretches from all over it make a minibatch much like one drawn at random.
@@ -30,7 +30,7 @@ from scidiff.training.batches import as_tensor
 BLOCK_VALUES = 1 << 18
 #: cells of a block, at least and at most
 BLOCK_CELLS = (64, 1024)
-#: blocks of a buffer; three buffers are in memory while one is made, 128 MiB each
+#: blocks of a buffer, about: a pass is cut evenly; three buffers are in memory while one is made, 128 MiB each
 BUFFER = 64
 
 Matrix: TypeAlias = sparse.csr_matrix
@@ -136,8 +136,8 @@ class StoredBatches:
         for number in itertools.count():
             rng = np.random.default_rng([self.seed, rank, number])
             blocks = rng.permutation(self.n_blocks)
-            for start in range(0, self.n_blocks, BUFFER):
-                stretches = [self.rows(block) for block in blocks[start : start + BUFFER]]
+            for some in np.array_split(blocks, max(round(self.n_blocks / BUFFER), 1)):  # none of a few blocks only
+                stretches = [self.rows(block) for block in some]
                 yield rng.permutation(np.concatenate([np.arange(of.start, of.stop) for of in stretches]))
 
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, Matrix]:
