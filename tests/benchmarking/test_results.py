@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scidiff.benchmarking.results import COLUMNS, Results
+from scidiff.benchmarking.results import COLUMNS, NotThere, Results
 from scidiff.errors import InputError
 
 ASKED = {"data": "abc", "splits": 3}
@@ -107,9 +107,10 @@ def test_what_was_refused_is_not_tried_again(tmp_path):
     assert row["note"] == "no features"
 
 
-def test_what_a_package_was_missing_for_is_tried_again(tmp_path):
+@pytest.mark.parametrize("error", [ImportError, NotThere])
+def test_what_something_was_missing_for_is_tried_again(tmp_path, error):
     def missing():
-        raise ImportError("no such package")
+        raise error("no such package")
 
     start(tmp_path).once("part", 0, "one", missing)
     results = start(tmp_path, resume=True)

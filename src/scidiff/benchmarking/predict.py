@@ -42,7 +42,7 @@ from scidiff.benchmarking.predict_report import (
     verdict,
     write_page,
 )
-from scidiff.benchmarking.results import REFUSED, Results
+from scidiff.benchmarking.results import REFUSED, NotThere, Results
 from scidiff.data.cells import choose_genes, read_cells
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.data.schema import Schema
@@ -482,7 +482,7 @@ class _Run:
             if HELD_OUT in cells.obs:
                 here = cells[(cells.obs[HELD_OUT].astype(str) == self.unit.label).to_numpy()].copy()
             if not here.n_obs:
-                raise InputError(f"no predicted cells of {self.unit.label!r}")
+                raise NotThere(f"no predicted cells of {self.unit.label!r}")
             genes = self.unit.train.var_names
             if len(missing := genes.difference(here.var_names)):
                 raise InputError(f"{len(missing)} of the {len(genes)} genes are not predicted, first {missing[0]!r}")

@@ -23,8 +23,12 @@ from scidiff.files import check_folder_place, reason, whole_file, writing
 KEY = ["part", "split", "method"]
 COLUMNS = ["dataset", *KEY, "metric", "value", "seconds", "note"]
 TABLE, REQUEST = "results.csv", "request.json"
-#: stand for the metric where a method gave none: a package is missing, or it cannot do what was asked
-MISSING, REFUSED = "not installed", "not run"
+#: stand for the metric where a method gave none: something it needs is missing, or it cannot do what was asked
+MISSING, REFUSED = "not there", "not run"
+
+
+class NotThere(InputError):
+    """What a method needs is not there; it may be when the run goes on."""
 
 
 @dataclass(eq=False)
@@ -90,7 +94,8 @@ class Results:
     def once(self, part: str, split: int, methods: str | Sequence[str], work: Callable[[], pd.DataFrame]) -> None:
         """Do a piece of work unless its rows are there; add them and write the table.
 
-        What a package was missing for is tried again, as it may be there by now; what was refused is not.
+        What something was missing for (a package, predicted cells) is tried again, as it may be there by now; what was
+        refused is not.
 
         ``work`` returns columns ``metric`` and ``value``, with several methods ``method`` (one of them), and, if it
         likes, ``seconds`` (default: those of all the work) and ``note``; further columns are kept. What a method cannot
@@ -105,7 +110,7 @@ class Results:
         try:
             made = work()
         except (ImportError, InputError) as error:
-            metric = MISSING if isinstance(error, ImportError) else REFUSED
+            metric = MISSING if isinstance(error, (ImportError, NotThere)) else REFUSED
             made = pd.DataFrame({"method": methods, "metric": metric, "value": float("nan"), "note": str(error)})
         known = {"dataset": self.dataset, "part": part, "split": split}
         missing = {"method": methods[0], "seconds": time.perf_counter() - start, "note": ""}
