@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import scidiff as sd
 from scidiff.data.cells import read_cells
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.models.effects import Effect
-from scidiff.predictor import NORMAL_90, REFERENCE_CELLS, Predictor, _widened, conditions_of_groups
+from scidiff.predictor import NORMAL_90, REFERENCE_CELLS, Predictor, _share, _widened, conditions_of_groups
 
 SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
 SCREEN = {
@@ -115,6 +116,24 @@ def test_the_factor_is_found_again(w):
     variance, noise = rng.gamma(2, 0.01, 20_000), rng.gamma(2, 0.01, 20_000)
     squares = (w**2 * variance + noise) * rng.standard_normal(20_000) ** 2
     assert _widened(squares, variance, noise) == pytest.approx(w, rel=0.1)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.4, 1.0])
+def test_the_share_of_depth_ratios_that_comes_true_is_found_again(true):
+    rng = np.random.default_rng(0)
+    guesses = 0.3 * rng.standard_normal(400)
+    truths = true * guesses + 0.05 * rng.standard_normal(400)
+    assert _share(guesses, truths) == pytest.approx(true, abs=0.03)
+    assert _share(guesses[:1], truths[:1] * 0) > 0.2 > _share(guesses, truths * 0)  # one condition says little
+    assert _share(guesses, -guesses) == 0
+    assert _share(guesses, 3 * guesses) == 1
+
+
+def test_depth_ratios_are_taken_by_their_share(predictor):
+    effect = Effect(np.zeros(300), np.zeros(300), 0.5, "context")
+    assert 0 < predictor.depth_share["context"] <= 1
+    assert predictor.depth_ratio(effect) == pytest.approx(np.exp(0.5 * predictor.depth_share["context"]))
+    assert predictor.depth_ratio(replace(effect, kind="seen")) == pytest.approx(np.exp(0.5))
 
 
 def test_less_is_known_of_what_is_further_from_training(judged, predictor, screen):

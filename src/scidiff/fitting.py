@@ -27,11 +27,12 @@ from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError, closest
 from scidiff.integration.attribution import Library
-from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, treatment_name, unanchored, untrained
+from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, size_to_denoise, treatment_name, unanchored, untrained
 from scidiff.models.anchor import Anchor
 from scidiff.phenotype import module_scores
 from scidiff.predictor import Predictor
 from scidiff.streaming import CellFile
+from scidiff.tasks.dealing import DEFAULT, calibrated_dealing
 from scidiff.tasks.denoise import matched_sigma
 from scidiff.tasks.generate import calibrated_gain
 from scidiff.training import (
@@ -116,10 +117,12 @@ def fit(
         cells.x, cells.conditions, schema, counts=cells.scale == "counts", features=features, seed=config.seed
     )
     size = {"width": width, "n_blocks": n_blocks}
+    smaller = size_to_denoise(len(material.conditions), **size)
+    size = smaller if denoise_only else size
     denoiser = untrained(PROCESSES[noise](), task.anchor, vocabulary, described, seed=config.seed, **size)
     stages = {"sample": (denoiser, task.judge, config)}
     if noise == "thinning":
-        posterior = untrained(TO_DENOISE, task.anchor, vocabulary, described, seed=config.seed, **size)
+        posterior = untrained(TO_DENOISE, task.anchor, vocabulary, described, seed=config.seed, **smaller)
         first = {"denoise": (posterior, task.posterior_judge, _to_denoise(config, len(task.batches)))}
         stages = first if denoise_only else first | stages
         denoiser = posterior if denoise_only else denoiser
@@ -160,11 +163,11 @@ def fit(
         settings={
             "version": __version__,
             "noise": noise,
-            "width": width,
-            "n_blocks": n_blocks,
+            **size,
             "n_features": 0 if described is None else described.shape[1],
             "n_cells": len(material.conditions),
             "gain": 1.0,
+            "dealing": DEFAULT,
             "process": asdict(denoiser.process),
             "training": asdict(config),
             **({"modules": weights} if weights else {}),
@@ -174,10 +177,12 @@ def fit(
         rows = slice(500) if len(task.unseen) < MIN_CELLS_TO_MATCH else task.unseen
         matched = matched_sigma(model, cells.x[rows], cond[rows].drop(*schema.modules), seed=config.seed)
         return replace(model, settings=model.settings | matched)
-    if denoise_only:
-        return model
-    gain = calibrated_gain(model, cells, seed=config.seed)
-    return replace(model, settings=model.settings | {"gain": gain})
+    settings = dict(model.settings)
+    if predictor is not None:
+        settings["dealing"] = calibrated_dealing(model, cells, seed=config.seed)
+    if not denoise_only:
+        settings["gain"] = calibrated_gain(model, cells, seed=config.seed)
+    return replace(model, settings=settings)
 
 
 # ---- what is learned from --------------------------------------------------------------------------------------------
@@ -358,9 +363,10 @@ def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
     """Return the settings of the shorter run that stops where held-out molecules are predicted best."""
     return replace(
         config,
-        steps=max(1, round(0.75 * config.steps_for(n_cells))),
-        batch_size=2 * config.batch_size,
+        steps=max(1, round(0.5 * config.steps_for(n_cells))),
+        learning_rate=1.5 * config.learning_rate,
         weight_decay=9 * config.weight_decay,
+        ema=min(config.ema, 0.99),
         patience=config.patience or (4 if config.heldout else None),
     )
 

@@ -4,7 +4,8 @@
 
 ``w`` widens what the closed form believes of itself to what it earns: measured conditions are predicted without their
 own cells, and w is what lets the intervals hold 90 % of the effects that were measured. One w for each kind of gap (a
-new context, combination, dose or time): cross-conformal calibration (Vovk 2015) over conditions.
+new context, combination, dose or time): cross-conformal calibration (Vovk 2015) over conditions. The same conditions
+say which share of the foretold change of molecules per cell comes true; few of them say little against all of it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ GENES_TO_CALIBRATE = 300
 #: measured perturbations with features from which on features can say something of others
 MIN_DESCRIBED = 3
 NORMAL_90 = 1.6448536
+#: standard deviation of the share of a depth ratio that comes true, as believed before any condition was left out
+DEPTH_SHARE_SD = 0.5
 #: genes with less mean log1p(CP10k) in control cells say nothing of errors: their effects are 0
 EXPRESSED = 0.01
 #: least and largest w^2
@@ -50,6 +53,8 @@ class Predictor:
         The closed form.
     widen
         Factor on the posterior standard deviation for each kind of prediction.
+    depth_share
+        Share of the log depth ratio that comes true, 0 to 1, for each kind of prediction.
     stacking
         Weights of other estimates beside the closed form: fold changes, which only counts have, and no change.
     reference
@@ -60,6 +65,7 @@ class Predictor:
 
     effects: EffectModel
     widen: dict[str, float]
+    depth_share: dict[str, float]
     stacking: Stacking
     reference: sparse.csr_matrix
     reference_contexts: pd.DataFrame
@@ -113,9 +119,11 @@ class Predictor:
         shuffled = keys.sample(frac=1, random_state=np.random.default_rng(seed))
         rank = shuffled.groupby(shuffled).cumcount().sort_index().to_numpy()
         kept = np.flatnonzero(rank < REFERENCE_CELLS)
+        widen, depth_share = calibrated(effects)
         return cls(
             effects=effects,
-            widen=calibrated(effects),
+            widen=widen,
+            depth_share=depth_share,
             stacking=Stacking.fit(effects) if counts else Stacking(),
             reference=sparse.csr_matrix(x[control[kept]]),
             reference_contexts=contexts.iloc[kept].reset_index(drop=True),
@@ -133,6 +141,10 @@ class Predictor:
         """Return the effect with the variance that leaving conditions out has shown it to have."""
         widest = max(self.widen.values(), default=1.0)
         return replace(effect, variance=self.widen.get(effect.kind, widest) ** 2 * effect.variance)
+
+    def depth_ratio(self, effect: Effect) -> float:
+        """Return molecules per cell, perturbed to control, as far as such changes come true."""
+        return float(np.exp(self.depth_share.get(effect.kind, 1.0) * effect.log_depth_ratio))
 
     def ood(self, effect: Effect) -> float:
         """Return how little is known of an effect, 0 to 1; .5: as uncertain as effects are large."""
@@ -155,7 +167,12 @@ class Predictor:
         for name in ("data", "indices", "indptr"):
             arrays[f"reference_{name}"] = getattr(self.reference, name)
         contexts = self.reference_contexts.astype(object).where(self.reference_contexts.notna(), None)
-        more = {"contexts": contexts.to_dict("list"), "n": len(contexts), "widen": self.widen}
+        more = {
+            "contexts": contexts.to_dict("list"),
+            "n": len(contexts),
+            "widen": self.widen,
+            "depth": self.depth_share,
+        }
         return arrays, {"effects": about, "stacking": self.stacking.to_dict(), "reference": more}
 
     @classmethod
@@ -166,6 +183,7 @@ class Predictor:
         return cls(
             effects=EffectModel.from_arrays(arrays, about["effects"]),
             widen=dict(kept["widen"]),
+            depth_share=dict(kept["depth"]),
             stacking=Stacking(**about["stacking"]),
             reference=sparse.csr_matrix(parts, shape=(kept["n"], n_genes)),
             reference_contexts=pd.DataFrame(kept["contexts"], index=range(kept["n"]), dtype=object),
@@ -196,11 +214,12 @@ def conditions_of_groups(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
     return out
 
 
-def calibrated(effects: EffectModel) -> dict[str, float]:
-    """Return the factor on posterior standard deviations for each kind of prediction; see the module head."""
+def calibrated(effects: EffectModel) -> tuple[dict[str, float], dict[str, float]]:
+    """Return for each kind of prediction the factor on standard deviations and the share of the log depth ratio."""
     process = effects.process
     measured = process.measured
     errors: dict[str, list[np.ndarray]] = {}
+    depths: dict[str, list[tuple[float, float]]] = {}
     rng = np.random.default_rng(0)
     for row in rng.permutation(len(measured.rows))[:CONDITIONS_TO_CALIBRATE]:
         asked = measured.rows.iloc[row]
@@ -218,7 +237,10 @@ def calibrated(effects: EffectModel) -> dict[str, float]:
                 continue
             error = measured.effect[row, seen] - guess.mean
             errors.setdefault(guess.kind, []).append(np.stack([error**2, guess.variance, noise[seen]]))
-    return {kind: _widened(*np.concatenate(some, axis=1)) for kind, some in errors.items() if kind != "seen"}
+            depths.setdefault(guess.kind, []).append((guess.log_depth_ratio, measured.effect[row, -1]))
+    kinds = [kind for kind in errors if kind != "seen"]
+    widen = {kind: _widened(*np.concatenate(errors[kind], axis=1)) for kind in kinds}
+    return widen, {kind: _share(*np.transpose(depths[kind])) for kind in kinds}
 
 
 def _gaps(rows: pd.DataFrame, row: int) -> list[np.ndarray]:
@@ -239,6 +261,12 @@ def _widened(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> fl
     """Return w at which 90 % of the squared errors lie within 1.645^2 (w^2 variance + noise), all shape (n,)."""
     beyond = (squares / NORMAL_90**2 - noise) / np.maximum(variance, 1e-12)  # the least w^2 that covers each error
     return float(np.sqrt(np.clip(np.quantile(beyond, 0.9), *WIDEN)))
+
+
+def _share(guesses: np.ndarray, truths: np.ndarray) -> float:
+    """Return b of truth = b guess, before N(1, DEPTH_SHARE_SD^2), between 0 and 1; both shape (n,)."""
+    prior = ((truths - guesses) ** 2).mean() / DEPTH_SHARE_SD**2 + 1e-12
+    return float(np.clip((guesses @ truths + prior) / (guesses @ guesses + prior), 0, 1))
 
 
 def _known(value: Any) -> Any:

@@ -10,7 +10,7 @@ from scipy import sparse
 from scidiff.sampling.perturb import Allocation, counterfactual, deal, needed, queued
 
 N_CELLS, N_GENES = 400, 60
-PLAIN = Allocation(noise=np.inf)
+PLAIN = Allocation()
 
 
 def mean_log(counts) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_no_effect_leaves_every_molecule_where_it_is():
     assert (made != control).nnz == 0
 
 
-@pytest.mark.parametrize("how", [PLAIN, Allocation()])
+@pytest.mark.parametrize("how", [PLAIN, Allocation(n_steps=1)])
 def test_a_gene_that_rises_keeps_its_molecules_and_one_that_falls_wins_none(how):
     control, target = population(), mean_log(population(effect=0.8, seed=1))
     made = made_of(control, target, how=how)[0].toarray()
@@ -112,6 +112,7 @@ def test_dealt_molecules_follow_totals_depths_and_the_network():
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.poisson(5, (30, 8))).float()
     odds = torch.from_numpy(rng.normal(size=(30, 8))).float()
+    kept = torch.from_numpy(rng.gamma(2, 0.5, (30, 8))).float()
     genes, totals, room = np.array([1, 2, 5]), torch.tensor([3e4, 1e5, 0.0]), torch.linspace(1, 3, 30)
     new = deal(
         lambda x, level, cond: odds,
@@ -120,10 +121,11 @@ def test_dealt_molecules_follow_totals_depths_and_the_network():
         room,
         None,
         genes=genes,
+        kept=kept,
         how=PLAIN,
         generator=torch.Generator().manual_seed(0),
     ).numpy()
-    weight = (room[:, None] * odds.softmax(dim=1))[:, genes].numpy()
+    weight = (room[:, None] * kept * odds.softmax(dim=1))[:, genes].numpy()
     expected = weight / weight.sum(axis=0) * totals.numpy()
     np.testing.assert_allclose(new[:, genes], expected, atol=5 * np.sqrt(expected.max()))
     assert np.abs(new[:, genes] - expected).sum() / expected.sum() < 0.03
@@ -191,11 +193,16 @@ def test_the_network_says_which_cells_answer(denoiser, share):
     assert short.max() < 0.05
 
 
-def test_noise_makes_cells_differ():
-    control = population().toarray()
-    control[:, 0] = 0
-    control, target = sparse.csr_matrix(control), mean_log(control)
-    target[0] = 5.0
-    of = [made_of(control, target, how=Allocation(noise=noise))[0][:, 0].toarray() for noise in (np.inf, 2.0, 0.5)]
-    relative = [counts.std() / counts.mean() for counts in of]
-    assert relative[0] < 0.8 * relative[1] < 0.8 * 0.8 * relative[2]
+def test_a_gene_rises_in_the_cells_that_had_more_of_it_than_was_expected():
+    control, target = population(), mean_log(population(effect=0.8, seed=1))
+    kept = np.ones(control.shape, np.float32)
+    kept[: N_CELLS // 2, 0] = 3.0
+    made = counterfactual(None, control, target, None, depth_ratio=1.0, kept=torch.from_numpy(kept), seed=0)[0]
+    new = (made - control).toarray()
+    first, second = new[: N_CELLS // 2].sum(axis=0), new[N_CELLS // 2 :].sum(axis=0)
+    assert first[0] / second[0] == pytest.approx(3, rel=0.15)
+    rising = new.sum(axis=0) > 300
+    rising[0] = False
+    assert rising.sum() > 5
+    assert np.allclose(first[rising] / second[rising], 1, atol=0.3)
+    np.testing.assert_allclose(mean_log(made), target, atol=0.02)

@@ -581,31 +581,31 @@ Means = Callable[[pd.Series, np.ndarray], tuple[np.ndarray, float | None]]
 class _OtherMeans:
     """Stands where a model has its closed form, and says what that says, but for the mean effect."""
 
-    closed_form: Any
+    predictor: Any
     schema: Schema
     means: Means
 
     def predict(
         self, context: Mapping[str, Any], parts: Sequence[str], *, control_mean: np.ndarray, dose=None, time=None
     ) -> Any:
-        effect = self.closed_form.predict(context, parts, control_mean=control_mean, dose=dose, time=time)
+        effect = self.predictor.effects.predict(context, parts, control_mean=control_mean, dose=dose, time=time)
         sep = self.schema.combination_sep or "+"
         asked = dict(context) | {"perturbation": sep.join(parts)}
         asked |= {"dose": sep.join(f"{one:.12g}" for one in dose)} if dose else {}
         asked |= {"time": time} if time is not None else {}
         mean, log_ratio = self.means(self.schema.conditions(asked).iloc[0], control_mean)
-        ratio = effect.log_depth_ratio if log_ratio is None else log_ratio
+        ratio = np.log(self.predictor.depth_ratio(effect)) if log_ratio is None else log_ratio
         return replace(effect, mean=mean, log_depth_ratio=ratio, kind="told")  # no kind that has other estimates
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.closed_form, name)
+        return getattr(self.predictor.effects, name)
 
 
 def with_means(model: ScIDiff, means: Means) -> ScIDiff:
     """Return a model that makes cells as before, but with other mean effects."""
     if model.predictor is None:
         raise InputError("the training cells hold no perturbation with control cells")
-    closed_form: Any = _OtherMeans(model.predictor.effects, model.schema, means)
+    closed_form: Any = _OtherMeans(model.predictor, model.schema, means)
     return replace(model, predictor=replace(model.predictor, effects=closed_form))
 
 

@@ -9,7 +9,9 @@
 So genes that rise keep all their own molecules and win new ones, genes that fall lose own ones, means are met in
 counts, and the variance is that of counting. In step 2 gene g has T_g molecules to deal, in cells of depth d_c::
 
-    expected_cg = T_g d_c p_cg e_cg / sum_c (d_c p_cg e_cg)      p: the network's composition, e: gamma noise, mean 1
+    expected_cg = T_g d_c p_cg r_cg / sum_c (d_c p_cg r_cg)      p: the network's composition
+
+r is what a cell keeps of its own: how much more of the gene it had than the network expected, 1 if nothing is told.
 
 Means and depth need not agree: where new molecules fall more evenly than in real cells, or the target is no
 composition, the cells reach it with D times the molecules asked for; and in deep cells any D will nearly do. So both
@@ -19,7 +21,6 @@ s times that of the closed form in CP10k, with ``log s = -log(D) / 10``; beyond 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,14 +47,11 @@ class Allocation:
     ----------
     n_steps
         Geometric steps; after each the network looks again at the cells as they have become.
-    noise
-        Shape of the gamma noise that makes cells differ beyond what the network foresees; inf: none.
     surplus
         How many more molecules are dealt than are expected to be needed.
     """
 
     n_steps: int = 4
-    noise: float = math.inf
     surplus: float = 1.5
 
 
@@ -64,6 +62,7 @@ def counterfactual(
     cond: object,
     *,
     depth_ratio: float,
+    kept: Tensor | None = None,
     how: Allocation | None = None,
     seed: int,
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -81,6 +80,8 @@ def counterfactual(
         Encoded conditions of the cells under the perturbation.
     depth_ratio
         Molecules per cell, perturbed to control.
+    kept
+        How much more a cell had of each gene than the network expected, r of the module head, shape (n_cells, n_genes).
     how
         Settings of the allocation.
     seed
@@ -92,6 +93,7 @@ def counterfactual(
     depth = np.maximum(_row_sums(x), 1)
     wished = depth * depth_ratio
     dense = torch.from_numpy(x.toarray())
+    kept = torch.ones_like(dense) if kept is None else kept
     new = torch.zeros_like(dense)
     expected = needed(x, target, wished)
     totals = np.where(expected > 0, how.surplus * expected + 4 * np.sqrt(expected) + 1, 0.0)
@@ -99,7 +101,8 @@ def counterfactual(
         genes = np.flatnonzero(totals)
         room = torch.from_numpy(depth * totals.sum() / depth.sum()).float()
         dealt = torch.from_numpy(totals[genes]).float()
-        new += deal(denoiser, dense + new, dealt, room, cond, genes=genes, how=how, generator=generator)
+        asked = {"genes": genes, "kept": kept, "how": how, "generator": generator}
+        new += deal(denoiser, dense + new, dealt, room, cond, **asked)
         made, short = queued(x, sparse.csr_matrix(new.numpy()), target, depth=wished, rng=rng)
         if not (short > SHORT).any():
             break
@@ -140,6 +143,7 @@ def deal(
     cond: object,
     *,
     genes: np.ndarray,
+    kept: Tensor,
     how: Allocation,
     generator: torch.Generator,
 ) -> Tensor:
@@ -159,6 +163,8 @@ def deal(
         Conditions of the cells, those they are to be changed to.
     genes
         Positions of the genes of which there are new molecules, shape (n_dealt,).
+    kept
+        r of the module head, shape (n_cells, n_genes).
     how
         Settings.
     generator
@@ -170,14 +176,10 @@ def deal(
     grown = ((depth + room) / depth.clamp_min(1)) ** steps
     share = ((grown - 1) * depth / room.clamp_min(1e-12)).clamp(0, 1)  # of a cell's molecules, come after each step
     share[-1] = 1
-    # one draw for all steps: many would average out
-    noise = torch.ones(len(x), len(genes))
-    if np.isfinite(how.noise):
-        noise = torch._standard_gamma(noise * how.noise, generator=generator)
     new = torch.zeros_like(x)
     before = torch.zeros_like(depth)
     for after in share:
-        weight = noise * (room * (after - before))[:, None]
+        weight = kept[:, columns] * (room * (after - before))[:, None]
         if denoiser is not None:
             weight *= torch.softmax(denoiser(x + new, depth + new.sum(dim=1), cond), dim=1)[:, columns]
         total = totals * (room @ (after - before)) / room.sum().clamp_min(1e-12)

@@ -37,8 +37,8 @@ from scidiff.sampling.guidance import ClassifierFree, Gain
 from scidiff.sampling.particles import Chosen
 from scidiff.sampling.perturb import counterfactual
 from scidiff.sampling.steering import MIN_WAY, Calibration, Steered, calibrated
+from scidiff.tasks.dealing import on_host
 from scidiff.tasks.denoise import posterior
-from scidiff.tasks.predict import on_host
 from scidiff.tasks.requests import as_cells, checked_depth
 
 if TYPE_CHECKING:

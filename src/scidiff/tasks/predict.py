@@ -1,7 +1,8 @@
 """Predict: control cells as they would be under a perturbation, one for one.
 
 The closed form, with other estimates where they were right before (models.effect_stacking) and a share of what the
-effect network says, gives how much of every gene the cells of a context receive, the network which of them receive it.
+effect network says, gives how much of every gene the cells of a context receive, the network which of them receive it
+(tasks.dealing).
 """
 
 from __future__ import annotations
@@ -24,27 +25,17 @@ from scidiff.model import TrainedModel
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.predictor import context_keys
 from scidiff.sampling.generate import CHUNK, generate
-from scidiff.sampling.guidance import Gain
-from scidiff.sampling.perturb import counterfactual
 from scidiff.sampling.solvers import dpmpp_2m, invert
+from scidiff.tasks.dealing import counts_under
 from scidiff.tasks.requests import obs_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: cells predicted together: their genes' totals are balanced over all of them
-POPULATION = 2000
-#: gain with which new molecules are dealt: a posterior mean says too little of how genes go together in a cell. Told
-#: their true means, training cells predicted from their controls are as close to real ones at 1 as at 2, and the larger
-#: it is, the more their genes go together; so the largest of these, though at 1.5 they spread as real ones do and at 2
-#: by 7 % more (Kang et al. 2018; `benchmarks/dealing.py`)
-DEALING_GAIN = 2.0
 #: share of the effect network in the effect, chosen by hand, and how many times its effect is enlarged at most
 NETWORK_SHARE, ENLARGED = 0.15, 2.0
 #: cells it generates, in steps, to say so
 NETWORK_CELLS, NETWORK_STEPS = 200, 6
-#: fewer cells than this are predicted among reference cells of their context: too few for their mean to say much
-MIN_POPULATION = 10
 #: out-of-distribution score from which on a prediction is warned of
 UNKNOWN = 0.5
 
@@ -168,8 +159,10 @@ def _predict_group(
             effect = replace(effect, mean=np.maximum(blend, -control))
     var = pd.DataFrame(index=pd.Index(model.genes))
     if model.standardizer is None:
-        ratio = float(np.exp(effect.log_depth_ratio))
-        counts = counts_under(model, source, after, effect.mean, depth_ratio=ratio, network=network, seed=seed)
+        ratio = model.predictor.depth_ratio(effect)
+        counts = counts_under(
+            model, source, table.iloc[rows], after, effect.mean, depth_ratio=ratio, network=network, seed=seed
+        )
         made = AnnData(log1p_cp10k(counts), obs=obs, var=var, layers={"counts": counts})
     else:
         target = np.maximum(control + effect.mean, 0)
@@ -236,49 +229,6 @@ def sized(seen: np.ndarray, like: np.ndarray) -> np.ndarray:
     return seen * min(float(like @ like) / along, ENLARGED) if along > 0 else seen
 
 
-def counts_under(
-    model: TrainedModel,
-    source: sparse.csr_matrix,
-    after: pd.DataFrame,
-    effect: np.ndarray,
-    *,
-    depth_ratio: float,
-    network: bool = True,
-    seed: int = 0,
-) -> sparse.csr_matrix:
-    """Return counts of control cells as they would be if their means moved by an effect, csr (n_cells, n_genes).
-
-    Parameters
-    ----------
-    source
-        Counts of control cells of one context; few are predicted among reference cells.
-    after
-        Canonical conditions that they are changed to, one row per cell.
-    effect
-        Difference of means in log1p(CP10k), shape (n_genes,).
-    depth_ratio
-        Molecules per cell, perturbed to control.
-    network
-        Let the network deal new molecules to cells; False: by depth alone.
-    """
-    assert model.predictor is not None
-    n, like = source.shape[0], model.predictor.like({name: after[name].iloc[0] for name in model.schema.context})
-    if n < MIN_POPULATION and like.shape[0]:
-        source = sparse.vstack([source, like], format="csr")
-        after = after.iloc[np.concatenate([np.arange(n), np.zeros(like.shape[0], int)])]
-    made = []
-    for rows in np.array_split(np.arange(source.shape[0]), -(-source.shape[0] // POPULATION)):
-        part = source[rows]
-        target = np.maximum(_moments(log1p_cp10k(part))[0] + effect, 0)
-        denoiser, cond = None, None
-        if network:
-            # not updated by a gene's own count: with gain, molecules dealt would draw ever more of their kind
-            denoiser = on_host(Gain(model.posterior.expected, DEALING_GAIN), model.posterior.device)
-            cond = model.encoded(after.iloc[rows], depth=row_sums(part) * depth_ratio).to(model.posterior.device)
-        made.append(counterfactual(denoiser, part, target, cond, depth_ratio=depth_ratio, seed=seed)[0])
-    return sparse.vstack(made, format="csr")[:n]
-
-
 def _counterfactual_expression(
     model: TrainedModel, logged: Any, before: pd.DataFrame, after: pd.DataFrame, target: np.ndarray, *, network: bool
 ) -> np.ndarray:
@@ -297,11 +247,6 @@ def _counterfactual_expression(
             moved.append(dpmpp_2m(model.denoiser, noise, levels, now).float().cpu().numpy())
         dense = model.standardizer.inverse(np.concatenate(moved))
     return _moved_to(dense, target).astype(np.float32)
-
-
-def on_host(denoiser: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
-    """Return the denoiser for cells that are not on its device."""
-    return lambda x, level, cond: denoiser(x.to(device), level.to(device), cond).cpu()
 
 
 def _moved_to(x: np.ndarray, target: np.ndarray) -> np.ndarray:

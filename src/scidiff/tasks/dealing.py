@@ -1,0 +1,169 @@
+"""Counts of control cells moved to new means, and which of two rules says who of them receives new molecules.
+
+    amplified   p = network, 2 times as sure of what it sees in a cell,   r = 1
+    own counts  p = network as it is,   r = (x + shape) / (l p + shape)   of the cell as a control  (models.own_counts)
+
+p and r as in sampling.perturb. A posterior mean says too little of how a cell differs from its like. Of shallow cells it
+has to be said louder; deep cells are known well enough for that to be too loud, and there each cell keeps what it had
+of single genes. Which holds can be seen in the training cells: conditions of them, told their true means, are made from
+their controls by both rules, and the one whose cells are nearer to the real ones is kept (energy distance in principal
+components).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from scidiff.data.cells import Cells
+from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
+from scidiff.model import TrainedModel
+from scidiff.sampling.guidance import Gain
+from scidiff.sampling.perturb import counterfactual
+
+#: cells dealt to together: their genes' totals are balanced over all of them
+POPULATION = 2000
+#: fewer cells than this are predicted among reference cells of their context: too few for their mean to say much
+MIN_POPULATION = 10
+#: conditions that rules are judged by, those of most cells, with at least and at most so many cells and controls
+JUDGES, CELLS = 3, (50, 200)
+#: principal components in which they are
+COMPONENTS = 50
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """Who receives new molecules.
+
+    Parameters
+    ----------
+    gain
+        How much louder the network says what it sees in a cell (sampling.guidance.Gain).
+    own
+        Whether a cell keeps what it had of a gene beyond what the network expected.
+    """
+
+    gain: float
+    own: bool
+
+
+#: the rules, the first by default
+RULES = {"amplified": Dealing(gain=2.0, own=False), "own counts": Dealing(gain=1.0, own=True)}
+DEFAULT = "amplified"
+
+
+def counts_under(
+    model: TrainedModel,
+    source: sparse.csr_matrix,
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    effect: np.ndarray,
+    *,
+    depth_ratio: float,
+    network: bool = True,
+    seed: int = 0,
+) -> sparse.csr_matrix:
+    """Return counts of control cells as they would be if their means moved by an effect, csr (n_cells, n_genes).
+
+    Parameters
+    ----------
+    source
+        Counts of control cells of one context; few are predicted among reference cells.
+    before, after
+        Canonical conditions of the cells, and those that they are changed to, one row per cell.
+    effect
+        Difference of means in log1p(CP10k), shape (n_genes,).
+    depth_ratio
+        Molecules per cell, perturbed to control.
+    network
+        Let the network deal new molecules to cells; False: by depth alone.
+    """
+    assert model.predictor is not None
+    n, like = source.shape[0], model.predictor.like({name: after[name].iloc[0] for name in model.schema.context})
+    rows = np.arange(n)
+    if n < MIN_POPULATION and like.shape[0]:
+        source = sparse.vstack([source, like], format="csr")
+        rows = np.concatenate([rows, np.zeros(like.shape[0], int)])
+    made = []
+    for some in np.array_split(np.arange(len(rows)), -(-len(rows) // POPULATION)):
+        part = source[some]
+        target = np.maximum(log1p_cp10k(part).mean(axis=0, dtype=float).A1 + effect, 0)
+        denoiser, cond, kept = None, None, None
+        if network:
+            rule, device, depth = RULES[model.settings["dealing"]], model.posterior.device, row_sums(part)
+            denoiser = on_host(Gain(model.posterior.expected, rule.gain), device)
+            cond = model.encoded(after.iloc[rows[some]], depth=depth * depth_ratio).to(device)
+            if rule.own:
+                told = model.encoded(before.iloc[rows[some]], depth=depth).to(device)
+                kept = beyond_expected(model, torch.from_numpy(part.toarray()).to(device), told).cpu()
+        made.append(counterfactual(denoiser, part, target, cond, depth_ratio=depth_ratio, kept=kept, seed=seed)[0])
+    return sparse.vstack(made, format="csr")[:n]
+
+
+@torch.no_grad()
+def beyond_expected(model: TrainedModel, x: torch.Tensor, cond: object) -> torch.Tensor:
+    """Return how much more each cell has of each gene than the network expects, r of the module head, shape of ``x``.
+
+    ``x``: counts, shape (n_cells, n_genes); ``cond``: their encoded conditions.
+    """
+    level, denoiser = x.sum(dim=1), model.posterior
+    expected = denoiser.expected(x, level, cond)
+    return torch.exp(denoiser.updated(expected, x, level) - torch.log_softmax(expected, dim=1))
+
+
+def on_host(denoiser: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
+    """Return the denoiser for cells that are not on its device."""
+    return lambda x, level, cond: denoiser(x.to(device), level.to(device), cond).cpu()
+
+
+# ---- which rule ------------------------------------------------------------------------------------------------------
+
+
+def calibrated_dealing(model: TrainedModel, cells: Cells, *, seed: int) -> str:
+    """Return the name of the rule whose cells are nearest to training cells; see the module head."""
+    distances = distances_of_rules(model, cells, seed=seed)
+    return DEFAULT if distances.empty else str(distances.mean().idxmin())
+
+
+def distances_of_rules(model: TrainedModel, cells: Cells, *, seed: int) -> pd.DataFrame:
+    """Return energy distances of dealt cells, told their true means, to real ones: a row per condition, a column each.
+
+    No rows where no condition has enough cells and controls.
+    """
+    from scidiff.evaluation.metrics import effect, energy
+
+    rng, rows = np.random.default_rng(seed), []
+    for control, treated in _judges(model, cells.conditions):
+        x, real = (cells.x[np.sort(rng.permutation(some)[: CELLS[1]])] for some in (control, treated))
+        table = cells.conditions.iloc[np.sort(control)[: x.shape[0]]]
+        after = pd.concat([cells.conditions.iloc[treated[:1]]] * x.shape[0])
+        logged, true = log1p_cp10k(x), log1p_cp10k(real)
+        told = effect(true, logged)
+        ratio = float(row_sums(real).mean() / row_sums(x).mean())
+        pca = fit_pca(sparse.vstack([logged, true]), min(COMPONENTS, x.shape[1] - 1), seed=seed)
+        row = {}
+        for name in RULES:
+            trial = replace(model, settings=model.settings | {"dealing": name})
+            made = counts_under(trial, x, table, after, told, depth_ratio=ratio, seed=seed)
+            row[name] = energy(pca.transform(log1p_cp10k(made)), pca.transform(true))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(RULES))
+
+
+def _judges(model: TrainedModel, table: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of controls and of cells of the conditions that rules are judged by."""
+    is_control, contexts = model.schema.is_control(table), list(model.schema.context)
+    told = table.assign(_context=table[contexts].astype(str).agg("|".join, axis=1) if contexts else "")
+    told["_condition"] = told.astype(str).agg("|".join, axis=1)
+    pairs = []
+    for _, some in told[~is_control & table["perturbation"].notna().to_numpy()].groupby("_condition", sort=False):
+        control = np.flatnonzero(is_control & (told["_context"] == some["_context"].iloc[0]).to_numpy())
+        treated = np.flatnonzero((told["_condition"] == some["_condition"].iloc[0]).to_numpy())
+        if min(len(control), len(treated)) >= CELLS[0]:
+            pairs.append((control, treated))
+    return sorted(pairs, key=lambda pair: -min(len(pair[0]), len(pair[1])))[:JUDGES]
