@@ -3,17 +3,18 @@
     amplified   p = network, 2 times as sure of what it sees in a cell,   r = 1
     own counts  p = network as it is,   r = (x + shape) / (l p + shape)   of the cell as a control  (models.own_counts)
 
-p and r as in sampling.perturb. A posterior mean says too little of how a cell differs from its like. Of shallow cells it
-has to be said louder; deep cells are known well enough for that to be too loud, and there each cell keeps what it had
-of single genes. Which holds can be seen in the training cells: conditions of them, told their true means, are made from
-their controls by both rules, and the one whose cells are nearer to the real ones is kept (energy distance in principal
-components).
+p and r as in sampling.perturb. A posterior mean says too little of how a cell differs from its like. Of shallow cells
+it has to be said louder; deep cells are known well enough for that to be too loud, and there each cell keeps what it
+had of single genes. Which holds can be seen in the training cells: conditions of them, told their true means, are made
+from their controls by both rules, and the one whose cells are nearer to the real ones is kept (energy distance in
+principal components).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from scipy import sparse
 from scidiff.data.cells import Cells
 from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
 from scidiff.model import TrainedModel
+from scidiff.predictor import context_keys
 from scidiff.sampling.guidance import Gain
 from scidiff.sampling.perturb import counterfactual
 
@@ -124,46 +126,62 @@ def on_host(denoiser: Callable[..., torch.Tensor], device: torch.device) -> Call
 # ---- which rule ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A condition of the training cells and its controls: what rules are judged by.
+
+    ``source``, ``real``: counts of controls and of cells of the condition, csr; ``before``, ``after``: canonical
+    conditions of the controls, and that of the others as often.
+    """
+
+    source: sparse.csr_matrix
+    real: sparse.csr_matrix
+    before: pd.DataFrame
+    after: pd.DataFrame
+    seed: int
+
+    def made(self, model: TrainedModel) -> sparse.csr_matrix:
+        """Return the controls as the model would change them if it knew the mean and the depth of the real cells."""
+        told = log1p_cp10k(self.real).mean(axis=0, dtype=float).A1 - log1p_cp10k(self.source).mean(axis=0).A1
+        ratio = float(row_sums(self.real).mean() / row_sums(self.source).mean())
+        return counts_under(model, self.source, self.before, self.after, told, depth_ratio=ratio, seed=self.seed)
+
+    @cached_property
+    def _pca(self):
+        both = sparse.vstack([log1p_cp10k(self.source), log1p_cp10k(self.real)])
+        return fit_pca(both, min(COMPONENTS, both.shape[1] - 1), seed=self.seed)
+
+    def distance(self, made: sparse.csr_matrix) -> float:
+        """Return the energy distance of counts to the real cells, in principal components."""
+        from scidiff.evaluation.metrics import energy
+
+        return energy(*(self._pca.transform(log1p_cp10k(x)) for x in (made, self.real)))
+
+
+def judges(model: TrainedModel, cells: Cells, *, seed: int) -> list[Judge]:
+    """Return the conditions with most cells; none where no condition has enough cells and controls."""
+    table = cells.conditions.reset_index(drop=True)
+    control = model.schema.is_control(table)
+    context = context_keys(table, model.schema.context)
+    pairs = []
+    for _, some in table[~control & table["perturbation"].notna().to_numpy()].groupby(list(table), dropna=False):
+        like = np.flatnonzero(control & (context == context[some.index[0]]))
+        if min(len(like), len(some)) >= CELLS[0]:
+            pairs.append((like, some.index.to_numpy()))
+    pairs.sort(key=lambda pair: -min(map(len, pair)))
+    rng, made = np.random.default_rng(seed), []
+    for pair in pairs[:JUDGES]:
+        source, real = (np.sort(rng.permutation(rows)[: CELLS[1]]) for rows in pair)
+        after = table.iloc[np.repeat(real[:1], len(source))]
+        made.append(Judge(cells.x[source], cells.x[real], table.iloc[source], after, seed))
+    return made
+
+
 def calibrated_dealing(model: TrainedModel, cells: Cells, *, seed: int) -> str:
     """Return the name of the rule whose cells are nearest to training cells; see the module head."""
-    distances = distances_of_rules(model, cells, seed=seed)
-    return DEFAULT if distances.empty else str(distances.mean().idxmin())
-
-
-def distances_of_rules(model: TrainedModel, cells: Cells, *, seed: int) -> pd.DataFrame:
-    """Return energy distances of dealt cells, told their true means, to real ones: a row per condition, a column each.
-
-    No rows where no condition has enough cells and controls.
-    """
-    from scidiff.evaluation.metrics import effect, energy
-
-    rng, rows = np.random.default_rng(seed), []
-    for control, treated in _judges(model, cells.conditions):
-        x, real = (cells.x[np.sort(rng.permutation(some)[: CELLS[1]])] for some in (control, treated))
-        table = cells.conditions.iloc[np.sort(control)[: x.shape[0]]]
-        after = pd.concat([cells.conditions.iloc[treated[:1]]] * x.shape[0])
-        logged, true = log1p_cp10k(x), log1p_cp10k(real)
-        told = effect(true, logged)
-        ratio = float(row_sums(real).mean() / row_sums(x).mean())
-        pca = fit_pca(sparse.vstack([logged, true]), min(COMPONENTS, x.shape[1] - 1), seed=seed)
-        row = {}
-        for name in RULES:
-            trial = replace(model, settings=model.settings | {"dealing": name})
-            made = counts_under(trial, x, table, after, told, depth_ratio=ratio, seed=seed)
-            row[name] = energy(pca.transform(log1p_cp10k(made)), pca.transform(true))
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(RULES))
-
-
-def _judges(model: TrainedModel, table: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of controls and of cells of the conditions that rules are judged by."""
-    is_control, contexts = model.schema.is_control(table), list(model.schema.context)
-    told = table.assign(_context=table[contexts].astype(str).agg("|".join, axis=1) if contexts else "")
-    told["_condition"] = told.astype(str).agg("|".join, axis=1)
-    pairs = []
-    for _, some in told[~is_control & table["perturbation"].notna().to_numpy()].groupby("_condition", sort=False):
-        control = np.flatnonzero(is_control & (told["_context"] == some["_context"].iloc[0]).to_numpy())
-        treated = np.flatnonzero((told["_condition"] == some["_condition"].iloc[0]).to_numpy())
-        if min(len(control), len(treated)) >= CELLS[0]:
-            pairs.append((control, treated))
-    return sorted(pairs, key=lambda pair: -min(len(pair[0]), len(pair[1])))[:JUDGES]
+    told = judges(model, cells, seed=seed)
+    if not told:
+        return DEFAULT
+    trials = {name: replace(model, settings=model.settings | {"dealing": name}) for name in RULES}
+    loss = {name: sum(judge.distance(judge.made(trial)) for judge in told) for name, trial in trials.items()}
+    return min(loss, key=lambda name: loss[name])
