@@ -177,12 +177,12 @@ def fit(
         rows = slice(500) if len(task.unseen) < MIN_CELLS_TO_MATCH else task.unseen
         matched = matched_sigma(model, cells.x[rows], cond[rows].drop(*schema.modules), seed=config.seed)
         return replace(model, settings=model.settings | matched)
-    settings = dict(model.settings)
+    more: dict[str, Any] = {}
     if predictor is not None:
-        settings["dealing"] = calibrated_dealing(model, cells, seed=config.seed)
+        more["dealing"] = calibrated_dealing(model, cells, seed=config.seed)
     if not denoise_only:
-        settings["gain"] = calibrated_gain(model, cells, seed=config.seed)
-    return replace(model, settings=settings)
+        more["gain"] = calibrated_gain(model, cells, seed=config.seed)
+    return replace(model, settings=model.settings | more)
 
 
 # ---- what is learned from --------------------------------------------------------------------------------------------

@@ -330,7 +330,7 @@ def module_scores(x: Any, genes: Sequence[str], modules: Mapping[str, Any]) -> t
             raise InputError(f"module {name} has no gene with a weight")
         on = Wish(f"module {name}", "mean", 0.0, told).on(index)
         scores[str(name)] = np.asarray(x @ on).ravel()
-        weights[str(name)] = {genes[i]: float(on[i]) for i in np.flatnonzero(on)}
+        weights[str(name)] = {genes[int(i)]: float(on[i]) for i in np.flatnonzero(on)}
     return pd.DataFrame(scores, index=range(x.shape[0])), weights
 
 

@@ -189,9 +189,10 @@ def streamlines(adata: AnnData, *, basis: str = "X_pca", color: str | None = Non
     even = steps.astype(bool).astype(float)  # towards where there simply are more cells
     mean = steps @ points - np.asarray(even @ points) / np.asarray(even.sum(axis=1)).reshape(-1, 1)
     n = 40
-    edges = [np.linspace(points[:, i].min(), points[:, i].max(), n + 1) for i in range(2)]
+    x, y = points.T
+    edges = [np.linspace(values.min(), values.max(), n + 1) for values in (x, y)]
     number, *sums = (
-        gaussian_filter(np.histogram2d(*points.T, bins=edges, weights=weight)[0].T, 1)
+        gaussian_filter(np.histogram2d(x, y, bins=edges, weights=weight)[0].T, 1)
         for weight in (None, mean[:, 0], mean[:, 1])
     )
     few = number < 0.1  # of a cell
@@ -200,9 +201,9 @@ def streamlines(adata: AnnData, *, basis: str = "X_pca", color: str | None = Non
     values = [] if color is None else adata.obs[color].astype(str).value_counts().index
     palette = dict(zip(values, CATEGORIES, strict=False))
     colours = BEHIND if color is None else [palette.get(v, MUTED) for v in adata.obs[color].astype(str)]
-    ax.scatter(*points.T, s=6, c=colours, linewidths=0, alpha=0.6, rasterized=True)
-    centres = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
-    ax.streamplot(*centres, *flow, color=INK, linewidth=0.8, arrowsize=0.9, density=1.2)
+    ax.scatter(x, y, s=6, c=colours, linewidths=0, alpha=0.6, rasterized=True)
+    across, up = ((edge[1:] + edge[:-1]) / 2 for edge in edges)
+    ax.streamplot(across, up, flow[0], flow[1], color=INK, linewidth=0.8, arrowsize=0.9, density=1.2)
     name = basis.removeprefix("X_").upper()
     ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2", xticks=[], yticks=[])
     for value, colour in palette.items():

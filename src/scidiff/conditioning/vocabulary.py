@@ -61,7 +61,8 @@ class Conditions:
     def _map(self, function: Any) -> Conditions:
         codes = {name: function(code) for name, code in self.codes.items()}
         modules = {name: function(score) for name, score in self.modules.items()}
-        return Conditions(codes, *(function(t) for t in (self.parts, self.doses, self.time, self.depth)), modules)
+        parts, doses, time, depth = (function(t) for t in (self.parts, self.doses, self.time, self.depth))
+        return Conditions(codes, parts, doses, time, depth, modules)
 
     def __getitem__(self, rows: Any) -> Conditions:
         """Return the conditions of some cells (indices, mask or slice)."""
@@ -304,7 +305,7 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Vocabulary:
         """Return the vocabulary that :meth:`to_dict` wrote (lists become tuples again)."""
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         plain["schema"] = Schema.from_dict(values["schema"])
         plain["categories"] = {name: tuple(v) for name, v in values["categories"].items()}
         plain["modules"] = {name: tuple(bounds) for name, bounds in values.get("modules", {}).items()}
@@ -322,7 +323,7 @@ def _range(name: str, scores: np.ndarray) -> tuple[float, float]:
 def _warn_outside(name: str, values: np.ndarray, bounds: tuple[float, float] | None) -> None:
     if bounds is None:
         return
-    low, high = np.float32(bounds)
+    low, high = np.array(bounds, dtype=np.float32)
     if (outside := values[(values < low) | (values > high)]).size:
         warnings.warn(
             f"{name} {outside[0]:g} is outside the {bounds[0]:g} to {bounds[1]:g} of the training cells: extrapolated",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -36,7 +36,7 @@ def log1p_cp10k(counts: Matrix, *, total: np.ndarray | None = None) -> Matrix:
     InputError
         A count is negative, or ``total`` has another length.
     """
-    copy = sparse.csr_matrix if sparse.issparse(counts) else np.array
+    copy: Any = sparse.csr_matrix if sparse.issparse(counts) else np.array
     x = copy(counts, dtype=np.float32, copy=True)
     values = x.data if sparse.issparse(x) else x
     if values.size and values.min() < 0:

@@ -277,7 +277,7 @@ class Schema:
         """Return the doses in a value of the canonical dose column: one, or one for each part of a combination."""
         if isinstance(dose, str):
             return tuple(float(part) for part in _split_doses(dose, self.combination_sep))
-        return () if pd.isna(dose) else (float(dose),)
+        return () if dose is None or pd.isna(dose) else (float(dose),)
 
     def by_role(self, condition: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``condition`` as keyword arguments of :func:`scidiff.data.holdout`, contexts under ``context``."""
@@ -402,7 +402,7 @@ class Schema:
                 raise InputError(f"unknown {name} {unknown[0]!r}{closest(unknown[0], values)}")
 
 
-def _text(value: object) -> str | None:
+def _text(value: Any) -> str | None:
     """The value as text; None if missing. Whole floats lose their '.0': pandas adds it where values are missing."""
     if value is None or (np.ndim(value) == 0 and pd.isna(value)):
         return None
@@ -432,7 +432,7 @@ def _equal(column: pd.Series, value: object) -> np.ndarray:
     return (column == value).to_numpy(dtype=bool)
 
 
-def _split_doses(dose: object, sep: str | None) -> list[object]:
+def _split_doses(dose: Any, sep: str | None) -> list[Any]:
     """The doses in one value, as written. The exponent in '1e+3' is no separator."""
     if isinstance(dose, str):
         seps = {"+", sep or "+"}

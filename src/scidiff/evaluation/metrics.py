@@ -342,13 +342,13 @@ def cross_boundary_direction(
     ``points``, ``velocity``: in the same coordinates, shape (n_cells, n_dimensions); ``neighbors``: of each cell, shape
     (n_cells, k).
     """
-    labels = np.asarray(labels).astype(str)
+    kinds = np.asarray(labels).astype(str)
     speed = np.linalg.norm(velocity, axis=1)
     found = {}
     for source, target in transitions:
         values = []
-        for i in np.flatnonzero(labels == source):
-            across = neighbors[i][labels[neighbors[i]] == target]
+        for i in np.flatnonzero(kinds == source):
+            across = neighbors[i][kinds[neighbors[i]] == target]
             if len(across) and speed[i] > 0:
                 step = points[across] - points[i]
                 length = np.maximum(np.linalg.norm(step, axis=1), 1e-12)

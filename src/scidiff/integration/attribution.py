@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,21 +164,21 @@ class Library:
         InputError
             Lengths differ, there are no controls or fewer than two other conditions, or values are not finite.
         """
-        groups = np.asarray(groups).astype(str)
-        if len(groups) != x.shape[0] or len(genes) != x.shape[1] or (batch is not None and len(batch) != x.shape[0]):
+        labels = np.asarray(groups).astype(str)
+        if len(labels) != x.shape[0] or len(genes) != x.shape[1] or (batch is not None and len(batch) != x.shape[0]):
             raise InputError(
-                f"{len(groups)} groups and {len(genes)} genes for {x.shape[0]} cells x {x.shape[1]} genes;"
+                f"{len(labels)} groups and {len(genes)} genes for {x.shape[0]} cells x {x.shape[1]} genes;"
                 " give one group (and batch) for each cell and one name for each gene"
             )
         if not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError("expression has values that are not finite; give log1p counts per 10k")
-        names = sorted(set(groups) - {control})
-        if control not in groups:
+        names = sorted(set(labels) - {control})
+        if control not in labels:
             raise InputError(f"no cell is {control!r}: a library needs control cells{closest(control, names)}")
         if len(names) < 2:
             raise InputError(f"conditions other than {control!r}: {len(names)}; a library needs at least two")
         rng = np.random.default_rng(seed)
-        row = pd.Categorical(groups, categories=[control, *names]).codes.astype(int)
+        row = pd.Categorical(labels, categories=[control, *names]).codes.astype(int)
         batched = batch is not None and len(set(batch)) > 1
         fold = pd.factorize(np.asarray(batch).astype(str), sort=True)[0] if batched else _halves(row, rng)
         means, n, axes, axis_variance, variance = _moments(x, fold, row, rng)
@@ -323,7 +324,8 @@ class Library:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], about: Mapping) -> Library:
         """Return the library that :meth:`to_arrays` wrote."""
         lists = {name: tuple(about[name]) for name in ("genes", "names")}
-        return cls(**{name: np.asarray(arrays[name], dtype=float) for name in ARRAYS}, **{**about, **lists})
+        matrices: dict[str, Any] = {name: np.asarray(arrays[name], dtype=float) for name in ARRAYS}
+        return cls(**matrices, **{**about, **lists})
 
 
 # ---- methods: library and query in, one row per candidate out --------------------------------------------------------

@@ -131,7 +131,7 @@ class Anchor(nn.Module):
         groups = _Groups.of(x, cond, control=control, counts=counts)
         factors = factors_of(cond)
         has_control = bool(groups.control.any())
-        effects, keys = [np.zeros((1, x.shape[1]), np.float32)], []
+        effects, keys = [np.zeros((1, x.shape[1]), np.float32)], list[Tensor]()
         everything = np.ones(len(groups.size), bool)
         for i, factor in enumerate(factors):
             use, done = everything, np.zeros(0, int)

@@ -14,8 +14,9 @@ What single genes do beside the common curve is left to the process that uses it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,8 +99,8 @@ class Curves:
         for (some, amounts), rows in alike(zip(parts, dose, strict=True)).items():
             for part, amount in zip(some, amounts, strict=True):
                 curve = self.dose.get(part)
-                known = curve is not None and np.isfinite(amount)
-                size[rows, column[part]] = curve(amount) if known else self.usual.get(part, 1.0)
+                known = self.usual.get(part, 1.0) if curve is None or not np.isfinite(amount) else curve(amount)
+                size[rows, column[part]] = known
         if self.time is not None:
             size *= np.where(np.isfinite(time), self.time(np.nan_to_num(time)), 1.0)[:, None]
         return size
@@ -114,7 +115,8 @@ class Curves:
         here = size > 0
         # one part of a combination may be near its full effect and another far from it: the mean size stands for both
         rows["size"] = np.maximum(size.sum(axis=1) / np.maximum(here.sum(axis=1), 1), SMALLEST)
-        table, effect, noise, control = [], [], [], {}
+        table, effect, noise = list[tuple](), [], []
+        control: dict[Any, dict[int, np.ndarray]] = {}
         for (parts, k), own in rows.groupby(["parts", "context"], sort=False):
             n, size, at = own["n"].to_numpy(), own["size"].to_numpy(), own["at"].to_numpy()
             weight = n * size / (n * size**2).sum()
@@ -148,9 +150,9 @@ class Curves:
         return cls(dose, values["usual"], None if time is None else Saturation(**time))
 
 
-def alike(conditions: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+def alike(conditions: Iterable[Any]) -> dict[Any, list[int]]:
     """Return the positions of each distinct condition: what is said of conditions needs to be said of few."""
-    rows: dict[Hashable, list[int]] = {}
+    rows: dict[Any, list[int]] = {}
     for row, condition in enumerate(conditions):
         rows.setdefault(condition, []).append(row)
     return rows

@@ -233,7 +233,7 @@ def _doses(table: pd.DataFrame) -> Sequence:
 
 
 def _pooled(
-    pools: Sequence[Sequence[int]], value: np.ndarray, variance: np.ndarray, n: np.ndarray
+    pools: Sequence[Sequence[int] | np.ndarray], value: np.ndarray, variance: np.ndarray, n: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the cells of several groups and its sampling variance, a row for each pool."""
     means, variances = [], []

@@ -100,7 +100,7 @@ class _Design:
         size = curves.sizes(parts, dose, time, names)
         log_dose, column = np.full(size.shape, np.nan), {name: j for j, name in enumerate(names)}
         for (some, amounts), rows in alike(zip(parts, dose, strict=True)).items():
-            log_dose[np.ix_(rows, [column[part] for part in some])] = np.log(amounts)
+            log_dose[np.array(rows)[:, None], [column[part] for part in some]] = np.log(amounts)
         return cls(size, log_dose, time)
 
     def take(self, rows: np.ndarray) -> _Design:

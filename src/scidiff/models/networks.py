@@ -94,7 +94,8 @@ class _SparseProduct(torch.autograd.Function):
             return None, x.t() @ grad
         arrays = (x.values().numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
         across = sparse.csr_matrix(arrays, shape=x.shape).tocsc()
-        return None, csr_tensor(*map(torch.from_numpy, (across.indptr, across.indices, across.data)), len(x)) @ grad
+        crow, col, values = map(torch.from_numpy, (across.indptr, across.indices, across.data))
+        return None, csr_tensor(crow, col, values, len(x)) @ grad
 
 
 class Block(nn.Module):

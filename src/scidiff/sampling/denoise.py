@@ -94,7 +94,7 @@ def posterior_draw(
     depth: Tensor,
     cond: object,
     *,
-    process: object,
+    process: Any,
     n_steps: int,
     gain: float,
     generator: Generator,

@@ -101,8 +101,8 @@ def counterfactual(
         genes = np.flatnonzero(totals)
         room = torch.from_numpy(depth * totals.sum() / depth.sum()).float()
         dealt = torch.from_numpy(totals[genes]).float()
-        asked = {"genes": genes, "kept": kept, "how": how, "generator": generator}
-        new += deal(denoiser, dense + new, dealt, room, cond, **asked)
+        own = dense + new
+        new += deal(denoiser, own, dealt, room, cond, genes=genes, kept=kept, how=how, generator=generator)
         made, short = queued(x, sparse.csr_matrix(new.numpy()), target, depth=wished, rng=rng)
         if not (short > SHORT).any():
             break

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from scidiff.conditioning import Conditions
 from scidiff.data.cells import Cells
 from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
 from scidiff.model import TrainedModel
@@ -108,7 +109,7 @@ def counts_under(
 
 
 @torch.no_grad()
-def beyond_expected(model: TrainedModel, x: torch.Tensor, cond: object) -> torch.Tensor:
+def beyond_expected(model: TrainedModel, x: torch.Tensor, cond: Conditions) -> torch.Tensor:
     """Return how much more each cell has of each gene than the network expects, r of the module head, shape of ``x``.
 
     ``x``: counts, shape (n_cells, n_genes); ``cond``: their encoded conditions.

@@ -85,4 +85,5 @@ class Subset(InMemory):
 
 def as_tensor(x: sparse.csr_matrix) -> Tensor:
     """Return a csr matrix as a CSR tensor."""
-    return csr_tensor(*map(torch.from_numpy, (x.indptr, x.indices, x.data)), x.shape[1])
+    crow, col, values = map(torch.from_numpy, (x.indptr, x.indices, x.data))
+    return csr_tensor(crow, col, values, x.shape[1])

@@ -230,7 +230,7 @@ def forget(cond: Conditions, chance: float, *, generator: torch.Generator) -> Co
 def clip(module: nn.Module, limit: float) -> None:
     """Scale the gradients down to this norm if theirs is larger."""
     parameters = [p for p in module.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if norm > limit:  # rare: the gradients need not be read and written again
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
