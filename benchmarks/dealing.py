@@ -43,16 +43,16 @@ def table_of(name: str, *, seed: int = 0) -> pd.DataFrame:
     adata, schema = TASKS[name].cells(name), sd.data.schema_of(name)
     model = sd.ScIDiff.fit(adata, schema, genes=min(GENES, adata.n_vars), denoise_only=True, seed=seed)
     cells, rows = read_cells(adata, schema, genes=model.genes), []
-    with patch.object(dealing, "RULES", TRIED), patch.object(dealing, "JUDGES", CONDITIONS):
-        for judge in dealing.judges(model, cells, seed=seed):
-            real, before = log1p_cp10k(judge.real), log1p_cp10k(judge.source)
+    with patch.object(dealing, "RULES", TRIED), patch.object(dealing, "REHEARSED", CONDITIONS):
+        for one in dealing.rehearsals(model, cells, seed=seed):
+            real, before = log1p_cp10k(one.real), log1p_cp10k(one.source)
             for rule in TRIED:
-                made = judge.made(replace(model, settings=model.settings | {"dealing": rule}))
+                made = one.made(replace(model, settings=model.settings | {"dealing": rule}))
                 logged = log1p_cp10k(made)
                 rows.append(
                     {
                         "rule": rule + (" (chosen)" if rule == model.settings["dealing"] else ""),
-                        "energy": judge.distance(made),
+                        "energy": one.distance(made),
                         "r2_var": metrics.r2_var(logged, real),
                         "corr_responding": metrics.corr_responding(logged, real, before),
                     }

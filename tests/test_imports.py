@@ -27,7 +27,7 @@ ALLOWED = {
     "models": {"conditioning"},
     "training": {"models", "data", "conditioning", "files"},
     "sampling": {"models", "conditioning"},  # tensors only, never data
-    "integration": {"data"},  # tables, never models
+    "integration": {"data", "files"},  # tables, never models
     "evaluation": {"data", "files", "plotting"},
     # the report (evaluation) shows the figures, and the figures draw what metrics compute; the test below holds that
     # the modules themselves form no circle

@@ -240,6 +240,9 @@ def test_a_file_is_text(tmp_path):
         ("sets: {S: LAG3}\nup: [S]", "p.yaml: the gene set S takes a list"),
         ("sets: none.gmt\nup: [S]", "p.yaml: there is no file"),
         ("clamp: [XIST]", "p.yaml: clamp takes names"),
+        (f"signature: {'A' * 300}", "p.yaml: cannot read the table .*AAA"),
+        (f"network: {'A' * 3000}\nup: ['TF:A']", "p.yaml: there is no file .*AAA"),
+        (f"sets: {'A' * 300}/a.gmt\nup: [S]", "p.yaml: there is no file .*AAA"),
     ],
 )
 def test_files_that_hold_no_phenotype(tmp_path, text, message):
@@ -247,6 +250,7 @@ def test_files_that_hold_no_phenotype(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         Phenotype.from_yaml(tmp_path / "p.yaml").matrix(GENES)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1100
 
 
 def test_files_that_cannot_be_read(folder):

@@ -9,12 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: characters of a message, above which its middle is left out
+LONGEST = 1000
+
 
 class InputError(ValueError):
     """Something in the caller's data, request or files cannot be used."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # what is quoted in it may have lines
+        line = " ".join(message.splitlines())  # what is quoted in it may have lines, and be as long as a file
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 class DataWarning(UserWarning):

@@ -49,8 +49,8 @@ class ScIDiff(TrainedModel):
         layer: str | None = None,
         features: pd.DataFrame | None = None,
         modules: Mapping[str, Any] | None = None,
-        width: int = 384,
-        n_blocks: int = 3,
+        width: int | None = None,
+        n_blocks: int | None = None,
         config: TrainConfig | None = None,
         denoise_only: bool = False,
         seed: int | None = None,
@@ -80,7 +80,7 @@ class ScIDiff(TrainedModel):
             ``generate(500, {"cell_type": "B", "IFN": 1.5})``. A cell's activity is the (weighted) mean of log1p(CP10k)
             of the module's genes, of those the model has. Scores that are in obs already are named in the schema.
         width, n_blocks
-            Size of the network.
+            Size of the networks, by default 384 and 3; that for posterior means of fewer than 30,000 cells 256 and 2.
         config
             Settings of the training run.
         denoise_only
@@ -91,7 +91,7 @@ class ScIDiff(TrainedModel):
         checkpoint
             Folder in which an interrupted training is kept and from which it goes on.
         on_step
-            Called after each training step, counted over both stages.
+            Called after each training step, counted over all stages.
 
         Raises
         ------
@@ -292,8 +292,8 @@ class ScIDiff(TrainedModel):
         """Return the control cells of ``adata`` as they would be under a perturbation, one for one.
 
         Thinning: integer counts in ``layers["counts"]`` (csr) and log1p(CP10k) in ``X``. Every cell keeps the molecules
-        it had, less those of genes that go down; the population's mean of every gene is that of the closed form, and
-        the network says which cells receive the new molecules. Gaussian: expression on the training scale in ``X``,
+        it had, less those of genes that go down; the population's mean of every gene is that of the effect, and the
+        network says which cells receive the new molecules. Gaussian: expression on the training scale in ``X``,
         inverted to noise under the cell's own condition, solved again under the new one, moved to the same means.
 
         ``obs`` is that of the source cells with the new condition, and ``ood_score``: how little is known of the
@@ -447,8 +447,10 @@ class ScIDiff(TrainedModel):
 
         Integer counts in ``layers["counts"]`` (csr) and log1p(CP10k) in ``X``. ``uns["scidiff"]`` says how far real
         cells have the phenotype (``verdict``: seen in this context, seen in other contexts only, not seen; ``text``:
-        what follows), what was reached (``levels``: one row per wish, beside typical and the best real cells), and how
-        real the cells are (``realism``, of :func:`scidiff.evaluation.realism.realism`).
+        what follows; ``seen_in``: share of the real cells of every condition that have it), what was reached
+        (``levels``: one row per wish, beside typical and the best real cells, and on what basis that level was wanted),
+        how real the cells are (``realism``, of :func:`scidiff.evaluation.realism.realism`), and which genes nobody
+        asked for go further than in real cells with the phenotype (``overshot``).
 
         Where real cells of the context have the phenotype, sampling is steered towards it, with the least strength that
         reaches it. Where only cells of other contexts have it, what else is different in those is carried over in
@@ -464,7 +466,8 @@ class ScIDiff(TrainedModel):
             The context, such as ``{"cell_type": "CD8 T"}``. What is not said is left to the phenotype, not drawn.
             Default with ``cells``: the context that all of them share.
         cells
-            Cells to change, instead of cells from nothing. They keep all molecules that can stay.
+            Cells to change, instead of cells from nothing. They keep all molecules that can stay, and ``obs`` and
+            ``var`` come back with them.
         keep
             Instead: the share of molecules of ``cells`` to begin with; the others are sampled anew. With more than
             about .3 a cell keeps its old state.
@@ -670,8 +673,10 @@ class ScIDiff(TrainedModel):
 
         ``obsm["fate"]`` has a column for each end, rows sum to 1; ``fate_low`` and ``fate_high`` are the 90 % interval
         for which cells were caught, not for what the network does not know. Cells are taken to stay as long in every
-        end, so that those on the way end in the shares of those there. ``uns["scidiff"]["fate"]`` has the means of
-        groups of cells. With ``to``, ``obsm["fate_perturbed"]`` and columns ``perturbed`` and ``change`` beside them.
+        end, so that those on the way end in the shares of those there. Cells of a group, one value of the column of
+        ends, differ as far as two halves of their genes agree that they do. ``uns["scidiff"]["fate"]`` has the means
+        of groups and the share of their cells' differences that was kept (``reliable``). With ``to``,
+        ``obsm["fate_perturbed"]`` and columns ``perturbed`` and ``change`` beside them.
 
         Parameters
         ----------
@@ -688,7 +693,7 @@ class ScIDiff(TrainedModel):
         n_neighbors
             Cells that a step may lead to.
         n_rounds
-            Halves of the cells that are walked on, for the intervals.
+            Halves of the cells that are walked on, for the intervals; from 4, every other round also halves the genes.
         layer
             Layer with the counts that the model was trained on; by default they are looked for.
         seed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import mmap
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -42,16 +44,41 @@ def read_h5ad(path: Path) -> AnnData:
 
 def check_h5ad(path: Path) -> None:
     """Refuse what is no h5ad file, by its outline."""
-    _is_file(path)
-    import h5py
-
+    check_file(path)
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             is_anndata = {"obs", "var"} <= set(file)
     except Exception as error:  # damaged files raise anything
         raise InputError(f"{path} is damaged or no h5ad file: {reason(error)}") from error
     if not is_anndata:
         raise InputError(f"{path} is no h5ad file: it has no obs and var; convert it with anndata's write_h5ad")
+
+
+#: how a heap of strings begins in an HDF5 file, and how many bytes of a file are searched for one: half a second
+HEAP, SEARCHED = b"GCOL\x01\0\0\0", 1 << 30
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Return an HDF5 file, open for reading; raise what h5py raises, and ValueError for what it would read for ever.
+
+    A heap holds objects one after the other: number (0: free space), bytes, content in units of eight. libhdf5 2.0
+    does not notice that the next one begins no later than this one, and cannot be stopped.
+    """
+    import h5py
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as seen:
+        heap = seen.find(HEAP, 0, SEARCHED)
+        while heap >= 0:
+            end = min(heap + int.from_bytes(seen[heap + 8 : heap + 16], "little"), len(seen))
+            at = heap + 16
+            while at + 16 <= end:
+                number, length = struct.unpack_from("<H6xQ", seen, at)
+                step = (16 + (length + 7) // 8 * 8 if number else length) % 2**64
+                if not 0 < step < 2**63:
+                    raise ValueError(f"its strings at byte {heap} have no end")
+                at += step
+            heap = seen.find(HEAP, heap + 1, SEARCHED)
+    return h5py.File(path)
 
 
 def check_tables(path: Path, **tables: pd.DataFrame) -> None:
@@ -90,7 +117,7 @@ def read_genes(text: str) -> int | list[str]:
         return int(text)
     except ValueError:
         pass
-    if not Path(text).exists():
+    if not os.path.exists(text):
         raise InputError(f"genes {text!r} is neither a number nor a file")
     return read_names(Path(text))
 
@@ -103,7 +130,7 @@ def read_names(path: Path) -> list[str]:
     InputError
         There is no such file, or it names no gene.
     """
-    _is_file(path)
+    check_file(path)
     try:
         genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError:
@@ -121,7 +148,7 @@ def read_table(path: Path) -> pd.DataFrame:
     InputError
         The file cannot be read, a row occurs twice, or a column holds something else than numbers.
     """
-    _is_file(path)
+    check_file(path)
     import pandas as pd
 
     try:
@@ -314,11 +341,13 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {reason(error)}") from error
 
 
-def _is_file(path: Path) -> None:
-    if path.is_dir():
+def check_file(path: Path) -> None:
+    """Refuse a path that no file has; the nearest name in its folder is told."""
+    # not the methods of the path: they raise an error where a name is longer than names can be
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder, not a file")
-    if not path.exists():
-        hint = closest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    if not os.path.exists(path):
+        hint = closest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
         raise InputError(f"there is no file {path}{hint if 'nearest' in hint else ''}")
 
 

@@ -1,8 +1,9 @@
 """Training from cells to a model: check the cells, learn what is in closed form, train the networks, calibrate.
 
-Counts are learned twice by networks of one shape: weights for posterior means, stopped where held-out molecules are
-predicted best, and weights to sample with, trained until generated cells vary as real ones do. Of a file, the networks
-see all cells; what is learned in closed form is learned from as many of them as memory holds.
+Counts are learned twice: by a network for posterior means, stopped where held-out molecules are predicted best, and by
+one to sample with, trained until generated cells vary as real ones do. A third, small one says which genes a
+perturbation moves in contexts where it was not measured. Of a file, the networks see all cells; what is learned in
+closed form is learned from as many of them as memory holds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
 from scidiff.data.schema import Schema
 from scidiff.errors import InputError, closest
 from scidiff.integration.attribution import Library
-from scidiff.model import PROCESSES, TO_DENOISE, TrainedModel, size_to_denoise, treatment_name, unanchored, untrained
+from scidiff.model import (
+    MANY_CELLS,
+    PROCESSES,
+    SIZE,
+    SMALL,
+    TO_DENOISE,
+    TrainedModel,
+    treatment_name,
+    unanchored,
+    untrained,
+)
 from scidiff.models.anchor import Anchor
 from scidiff.phenotype import module_scores
 from scidiff.predictor import Predictor
@@ -75,8 +86,8 @@ def fit(
     layer: str | None = None,
     features: pd.DataFrame | None = None,
     modules: Mapping[str, Any] | None = None,
-    width: int = 384,
-    n_blocks: int = 3,
+    width: int | None = None,
+    n_blocks: int | None = None,
     config: TrainConfig | None = None,
     denoise_only: bool = False,
     seed: int | None = None,
@@ -86,6 +97,8 @@ def fit(
     """Return a trained model, an object of class ``kind``; see :meth:`scidiff.ScIDiff.fit`."""
     schema = schema or Schema()
     schema.validate(adata)
+    if noise is not None and noise not in PROCESSES:
+        raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
     if isinstance(adata, CellFile) and (noise == "gaussian" or modules):
         what = "Gaussian noise needs" if noise == "gaussian" else "modules need"
         raise InputError(f"{what} all cells in memory: read the file, or a sample of it, with anndata.read_h5ad")
@@ -95,8 +108,6 @@ def fit(
     material = read(adata, schema, genes=genes, layer=layer, config=config)
     cells, depth = material.cells, material.depth
     noise = noise or ("thinning" if cells.scale == "counts" else "gaussian")
-    if noise not in PROCESSES:
-        raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
     if noise == "thinning" and cells.scale != "counts":
         raise InputError("thinning needs raw counts; put them in layers['counts'], or use noise='gaussian'")
     if denoise_only and noise == "gaussian":
@@ -116,9 +127,9 @@ def fit(
     predictor = Predictor.fit(
         cells.x, cells.conditions, schema, counts=cells.scale == "counts", features=features, seed=config.seed
     )
-    size = {"width": width, "n_blocks": n_blocks}
-    smaller = size_to_denoise(len(material.conditions), **size)
-    size = smaller if denoise_only else size
+    told = {name: value for name, value in (("width", width), ("n_blocks", n_blocks)) if value is not None}
+    smaller = (SMALL if len(material.conditions) < MANY_CELLS else SIZE) | told
+    size = smaller if denoise_only else SIZE | told
     denoiser = untrained(PROCESSES[noise](), task.anchor, vocabulary, described, seed=config.seed, **size)
     stages = {"sample": (denoiser, task.judge, config)}
     if noise == "thinning":
@@ -169,6 +180,7 @@ def fit(
             "gain": 1.0,
             "dealing": DEFAULT,
             "process": asdict(denoiser.process),
+            "posterior": {**smaller, "process": asdict(TO_DENOISE)} if noise == "thinning" else None,
             "training": asdict(config),
             **({"modules": weights} if weights else {}),
         },

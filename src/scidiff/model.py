@@ -45,9 +45,10 @@ PROCESSES = {"thinning": Thinning, "gaussian": GaussianNoise}
 #: thinning as it is learned for denoising: cells that lost about half of their molecules, the deep ones speaking louder
 TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5, own_counts=True)
 
-#: training cells from which on posterior means have a network of full size. With fewer, one of half the size predicts
-#: held-out molecules as well (`benchmarks/denoise.py`)
-MANY_CELLS = 30_000
+#: width and blocks of networks
+SIZE = {"width": 384, "n_blocks": 3}
+#: those of the one for posterior means, trained on fewer than so many cells: as good on held-out molecules, and faster
+SMALL, MANY_CELLS = {"width": 256, "n_blocks": 2}, 30_000
 
 #: what stands between a perturbation and its dose in rankings
 DOSE = " @ "
@@ -63,8 +64,8 @@ class TrainedModel:
         The network with its anchor and noise process: ``prediction = denoiser(x_noisy, level, cond)``. Cells are
         sampled from it: trained long, until cells vary as real ones do.
     posterior
-        The same with other weights, for posterior means: stopped where held-out molecules are predicted best, long
-        before. Gaussian noise: the same object.
+        Another, for posterior means: trained to denoise, and stopped where held-out molecules are predicted best.
+        Gaussian noise, or a model that only denoises: the same object.
     vocabulary
         Schema and known conditions.
     genes
@@ -200,8 +201,10 @@ class TrainedModel:
         denoiser.load_state_dict(state)
         posterior = denoiser
         if best := {k.removeprefix("posterior/"): v for k, v in tensors.items() if k.startswith("posterior/")}:
-            of_posterior = size_to_denoise(settings["n_cells"], **size)
-            posterior = untrained(TO_DENOISE, anchor, vocabulary, described, seed=0, **of_posterior)
+            own = settings["posterior"]
+            posterior = untrained(
+                Thinning(**own["process"]), anchor, vocabulary, described, seed=0, **{name: own[name] for name in size}
+            )
             posterior.load_state_dict(posterior.state_dict() | best)
         effect_network, prefix = None, "effect_network/"
         if own := {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}:
@@ -330,12 +333,6 @@ def untrained(
             encoder=ConditionEncoder(vocabulary, width, features=features),
             backbone=Backbone(len(anchor.base), width=width, n_blocks=n_blocks),
         )
-
-
-def size_to_denoise(n_cells: int, *, width: int, n_blocks: int) -> dict[str, int]:
-    """Return the size of the network for posterior means: few cells teach a small one as much, in half the time."""
-    few = n_cells < MANY_CELLS
-    return {"width": min(width, 256) if few else width, "n_blocks": min(n_blocks, 2) if few else n_blocks}
 
 
 def unanchored(

@@ -37,6 +37,8 @@ MIN_DESCRIBED = 3
 NORMAL_90 = 1.6448536
 #: standard deviation of the share of a depth ratio that comes true, as believed before any condition was left out
 DEPTH_SHARE_SD = 0.5
+#: kinds of effects that were measured, or are given
+SURE = ("seen", "told")
 #: genes with less mean log1p(CP10k) in control cells say nothing of errors: their effects are 0
 EXPRESSED = 0.01
 #: least and largest w^2
@@ -144,7 +146,9 @@ class Predictor:
 
     def depth_ratio(self, effect: Effect) -> float:
         """Return molecules per cell, perturbed to control, as far as such changes come true."""
-        return float(np.exp(self.depth_share.get(effect.kind, 1.0) * effect.log_depth_ratio))
+        least = min(self.depth_share.values(), default=1.0)  # of kinds that could not be tried
+        share = 1.0 if effect.kind in SURE else self.depth_share.get(effect.kind, least)
+        return float(np.exp(share * effect.log_depth_ratio))
 
     def ood(self, effect: Effect) -> float:
         """Return how little is known of an effect, 0 to 1; .5: as uncertain as effects are large."""

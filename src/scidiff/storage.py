@@ -20,7 +20,7 @@ from torch import Tensor
 from scidiff.errors import InputError
 from scidiff.files import maker_is_gone, part_of, remove
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 
 
@@ -100,6 +100,8 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{folder / MANIFEST} is damaged ({error}); train or copy the model again") from None
     if written_as > FORMAT:
         raise InputError(f"{folder} was written by a newer scIDiff (format {written_as}); upgrade scidiff-tools")
+    if written_as < FORMAT:
+        raise InputError(f"{folder} was written by an older scIDiff (format {written_as}); train the model again")
     own = about.pop("manifest_sha256", None)  # models made before there was one have none
     if own is not None and own != _text_hash(about):
         raise InputError(f"{folder / MANIFEST} is damaged (it was changed); train or copy the model again")

@@ -256,6 +256,11 @@ class StoredCells:
     def __len__(self) -> int:
         return len(self._matrix.cells)
 
+    @property
+    def var(self) -> pd.DataFrame:
+        """What the file says of all genes of the matrix."""
+        return self._matrix.var
+
     def of_genes(self, genes: Sequence[str]) -> StoredCells:
         """Return the same cells with some of their genes; which cells are then empty is not known."""
         return StoredCells(self._matrix, list(genes), scale=self.scale, empty=self.empty, n_values=self.n_values)

@@ -14,6 +14,7 @@ from scidiff.data.cells import COUNT_LAYERS, Cells, matrix_scale, read_cells
 from scidiff.data.checking import check, guess_schema
 from scidiff.data.schema import Schema
 from scidiff.errors import DataWarning, InputError
+from scidiff.files import read_h5ad
 from scidiff.streaming import CellFile
 
 SCHEMA = Schema(perturbation="condition", control="control", context="cell_type")
@@ -283,6 +284,19 @@ def test_bad_data_is_refused_in_one_line_and_found_by_check(kind):
     assert any(BROKEN[kind] in finding.text for finding in found.findings if finding.level == "problem")
 
 
+@pytest.mark.parametrize("part", ["data", "indices", "indptr"])
+def test_a_sparse_matrix_of_a_damaged_file(tmp_path, part):
+    import h5py
+
+    data().write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "a") as file:
+        del file[f"X/{part}"]
+        file[f"X/{part}"] = h5py.Empty("f")
+        file[f"X/{part}"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    with pytest.raises(InputError, match=r"X is no sound sparse matrix|cannot be read"):
+        read_cells(read_h5ad(tmp_path / "a.h5ad"))
+
+
 def test_wrong_objects_and_layers():
     with pytest.raises(InputError, match="expected an AnnData, got ndarray"):
         read_cells(counts(), SCHEMA)
@@ -318,7 +332,7 @@ def test_check_lists_all_problems_and_weak_spots():
     problems = [finding.text for finding in found.findings if finding.level == "problem"]
     assert len(problems) == 3
     notes = [finding.text for finding in check(adata, SCHEMA).findings if finding.level == "note"]
-    assert "1 values of cell_type have no control cells, so no effects: 'B'" in notes
+    assert "no control cells, so no effects, for 1 value of cell_type: 'B'" in notes
 
 
 @pytest.mark.parametrize(

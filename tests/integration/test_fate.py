@@ -7,7 +7,19 @@ import pytest
 from scipy import sparse
 
 import scidiff as sd
-from scidiff.integration.fate import MAX_WEIGHT, Fates, absorbed, balance, fates, transitions, weighted
+from scidiff.integration.fate import (
+    MAX_WEIGHT,
+    STRENGTHS,
+    Fates,
+    Places,
+    absorbed,
+    balance,
+    fates,
+    reliability,
+    toward_mean,
+    transitions,
+    weighted,
+)
 
 
 def test_gamblers_ruin():
@@ -37,25 +49,25 @@ def test_cells_that_can_hardly_be_left_are_no_error():
 def test_steps():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(60, 2))
-    still = transitions(points, n_neighbors=7)
+    still = transitions(Places(points), n_neighbors=7)
     np.testing.assert_allclose(still.sum(axis=1), 1)
     assert (still.diagonal() == 0).all()
     np.testing.assert_allclose(still.data, 1 / 7)
     right = np.tile([1.0, 0.0], (60, 1))
-    directed = transitions(points, direction=right, n_neighbors=7)
+    directed = transitions(Places(points, right), n_neighbors=7)
     assert (((directed - still) @ points)[:, 0] > 0).all()
-    np.testing.assert_allclose(transitions(points, push=0 * right, n_neighbors=7).data, 1 / 7)
-    pushed = transitions(points, direction=right, push=-5 * right, n_neighbors=7)
+    np.testing.assert_allclose(transitions(Places(points, push=0 * right), n_neighbors=7).data, 1 / 7)
+    pushed = transitions(Places(points, right, -5 * right), n_neighbors=7)
     assert ((pushed - still) @ points)[:, 0].mean() < 0
     some = np.arange(20)
-    assert set(transitions(points, among=some, n_neighbors=5).indices) <= set(some)
+    assert set(transitions(Places(points), among=some, n_neighbors=5).indices) <= set(some)
 
 
 def test_cells_at_rest_have_no_direction():
     points = np.random.default_rng(0).normal(size=(50, 2))
     direction = np.full((50, 2), 1e-6)
     direction[0] = 1
-    steps = transitions(points, direction=direction, n_neighbors=6)
+    steps = transitions(Places(points, direction), n_neighbors=6)
     np.testing.assert_allclose(steps[1:].data, 1 / 6, rtol=1e-3)
     assert np.ptp(steps[0].data) > 0.1
 
@@ -82,7 +94,7 @@ def fork(n: int = 600, share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, n
 @pytest.mark.parametrize("share", [0.5, 0.75])
 def test_fork(share):
     points, direction, ends, stem = fork(share=share)
-    found = fates(points, ends, ["left", "right"], direction=direction, n_neighbors=15, n_rounds=6)
+    found = fates(Places(points, direction), ends, ["left", "right"], n_neighbors=15, n_rounds=6)
     estimate, low, high = found.of(stem)
     np.testing.assert_allclose(estimate, [share, 1 - share], atol=0.1)
     assert (low <= estimate).all()
@@ -95,12 +107,59 @@ def test_fork(share):
 
 def test_a_push_changes_fate_in_its_direction():
     points, direction, ends, stem = fork()
-    options = {"direction": direction, "n_neighbors": 15, "n_rounds": 4}
-    own = fates(points, ends, ["left", "right"], **options)
-    none = fates(points, ends, ["left", "right"], push=0 * points, weights=own.weights, **options)
+    options = {"n_neighbors": 15, "n_rounds": 2 * len(STRENGTHS)}
+    own = fates(Places(points, direction), ends, ["left", "right"], **options)
+    none = fates(Places(points, direction, 0 * points), ends, ["left", "right"], like=own, **options)
     np.testing.assert_allclose(none.rounds, own.rounds)
-    pushed = fates(points, ends, ["left", "right"], push=points * 0 + [0.2, 0], weights=own.weights, **options)
+    push = Places(points, direction, 0 * points + [0.05, 0])
+    pushed = fates(push, ends, ["left", "right"], like=own, **options)
     assert pushed.of(stem)[0][1] > own.of(stem)[0][1] + 0.1
+    gain = (pushed.rounds - own.rounds)[:, stem, 1].mean(axis=1)
+    assert 0 < gain[0] < gain[-1] - 0.1  # a weak push comes first, the strongest last
+
+
+def test_reliability_is_that_of_the_mean_of_two():
+    """Halves that are a signal and a noise of their own: r is the share of signal in the variance of their mean."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(["clear", "dim", "noise", "alike"], 4000)
+    signal = np.repeat([1.0, 0.5, 0, 0], 4000) * rng.normal(size=16000)
+    noise = np.repeat([0.1, 1, 1, 0], 4000) * rng.normal(size=(4, 16000))
+    side = 0.5 + 0.1 * (signal + noise)
+    found = reliability(np.stack([side, 1 - side], axis=2), group)
+    expected = {"clear": 1 / (1 + 0.01 / 2), "dim": 0.25 / (0.25 + 1 / 2), "noise": 0, "alike": 0}
+    for name, share in expected.items():
+        np.testing.assert_allclose(found[group == name], share, atol=0.06)
+        assert np.ptp(found[group == name]) == 0
+
+
+def test_differences_are_kept_as_far_as_told():
+    rng = np.random.default_rng(0)
+    chance, group = rng.dirichlet([1, 1, 1], (2, 50)), np.repeat(["a", "b"], 25)
+    np.testing.assert_allclose(toward_mean(chance, group, np.ones(50)), chance)
+    half = toward_mean(chance, group, np.where(group == "a", 0.5, 0))
+    for some in (group == "a", group == "b"):
+        np.testing.assert_allclose(half[:, some].mean(axis=1), chance[:, some].mean(axis=1))
+    np.testing.assert_allclose(half.sum(axis=2), 1)
+    np.testing.assert_allclose(half[:, :25].std(axis=1), chance[:, :25].std(axis=1) / 2)
+    np.testing.assert_allclose(half[:, 25:].std(axis=1), 0, atol=1e-12)
+
+
+def test_noise_of_a_cell_is_no_fate():
+    """Cells of the stem are all undecided, whatever side they seem to be on; cells of a branch have decided."""
+    _, direction, ends, stem = fork(800)
+    rng = np.random.default_rng(1)
+    clean = fork(800)[0]
+    halves = [Places(clean + rng.normal(size=clean.shape) * [0.3, 0.05], direction) for _ in range(2)]
+    whole = Places(np.mean([half.points for half in halves], axis=0), direction)
+    options = {"n_neighbors": 15, "n_rounds": 8, "halves": halves}
+    group = np.where(stem, "stem", np.where(ends < 0, "branch", "arrived"))
+    raw, kept = (fates(whole, ends, ["left", "right"], group=some, **options) for some in (None, group))
+    error = [np.abs(found.probability[stem, 1] - 0.5).mean() for found in (raw, kept)]
+    assert error[1] < 0.6 * error[0]
+    branch = group == "branch"
+    right = [found.probability[branch, 1][clean[branch, 0] > 0.2].mean() for found in (raw, kept)]
+    assert right[1] > 0.9 * right[0] > 0.7
+    np.testing.assert_allclose(kept.of(stem)[0], raw.of(stem)[0])  # groups stay as they are
 
 
 def told(own: Fates, pushed: Fates, arrived: list[int], over: np.ndarray) -> np.ndarray:
@@ -112,7 +171,9 @@ def told(own: Fates, pushed: Fates, arrived: list[int], over: np.ndarray) -> np.
 
 def test_fates_are_told_by_cells_that_had_the_perturbation():
     rng = np.random.default_rng(0)
-    own, pushed = (Fates(["a", "b"], rng.dirichlet([2, some], (4, 300)), np.ones((4, 2))) for some in (2, 6))
+    own, pushed = (
+        Fates(["a", "b"], rng.dirichlet([2, some], (4, 300)), np.ones((4, 2)), np.ones(300)) for some in (2, 6)
+    )
     over = rng.integers(0, 3, 300).astype(float)
     walked = np.average(pushed.probability, axis=0, weights=over)
     # half of equal cells are equal: the shares are those of n cells and of one more for each end, where the push leads
@@ -128,6 +189,7 @@ def test_odds_of_ends_change_for_all_cells_alike():
         ["a", "b"],
         np.concatenate([rng.dirichlet([2, 2], (2, 300)), np.tile([1.0, 0.0], (2, 9, 1))], axis=1),
         np.ones((2, 2)),
+        np.ones(309),
     )
     found = own.told(np.array([1] * 60 + [0] * 20), np.ones(309), pushed=own)
     odds = (found.rounds[:, :300, 1] / found.rounds[:, :300, 0]) / (own.rounds[:, :300, 1] / own.rounds[:, :300, 0])
@@ -148,17 +210,19 @@ def test_balance_over_some_cells():
 def test_rounds_are_counted():
     points, _, ends, _ = fork(100)
     seen = []
-    fates(points, ends, ["left", "right"], n_neighbors=5, n_rounds=3, on_round=seen.append)
+    fates(Places(points), ends, ["left", "right"], n_neighbors=5, n_rounds=3, on_round=seen.append)
     assert seen == [1, 2, 3]
 
 
 def test_too_little_is_refused():
     points, direction, ends, _ = fork(200)
     with pytest.raises(sd.InputError, match="cells have reached 'nowhere'"):
-        fates(points, ends, ["left", "right", "nowhere"])
+        fates(Places(points), ends, ["left", "right", "nowhere"])
     with pytest.raises(sd.InputError, match="on the way"):
-        fates(points, np.maximum(ends, 0), ["left", "right"])
+        fates(Places(points), np.maximum(ends, 0), ["left", "right"])
     with pytest.raises(sd.InputError, match="n_rounds=1"):
-        fates(points, ends, ["left", "right"], n_rounds=1)
+        fates(Places(points), ends, ["left", "right"], n_rounds=1)
+    with pytest.raises(sd.InputError, match="n_rounds=3: at least 4"):
+        fates(Places(points), ends, ["left", "right"], halves=[Places(points)] * 2, n_rounds=3)
     with pytest.raises(sd.InputError, match="direction has shape"):
-        transitions(points, direction=direction[:, :1])
+        Places(points, direction[:, :1])

@@ -125,12 +125,40 @@ def test_pyscenic_regulons(tmp_path):
         ("a.tsv", "TF\tGene\teRegulon_name\nA\tB\tA_direct\n", "expected a name such as"),
         ("a.gmt", "STAT1 IRF1 GBP1\n", "line 1: expected name, description, genes"),
         ("a.loom", "no HDF5", "cannot be read as a loom network"),
+        (
+            "a.yaml",
+            "- name: A\n  genes: [B]\n  transcription_factor: [A]\n",
+            "name of a source must be text",
+        ),
     ],
 )
 def test_wrong_files(tmp_path, name, text, message):
     with pytest.raises(InputError, match=message) as error:
         read_network(write(tmp_path / name, text))
     assert "\n" not in str(error.value)
+
+
+def test_names_that_are_no_text(tmp_path):
+    with h5py.File(tmp_path / "a.loom", "w") as file:
+        file["row_attrs/Gene"] = np.array([["IRF1", "GBP1"]], dtype=object)
+        file["row_attrs/Regulons"] = np.array([(1,)], dtype=[("STAT1(+)", "i8")])
+    with pytest.raises(InputError, match="loom network: the name of a target must be text"):
+        read_network(tmp_path / "a.loom")
+    table = pd.DataFrame({"TF": ["A"], "Gene": ["B"], "eRegulon_name": ["A_direct_+/+"]})
+    with h5py.File(tmp_path / "a.h5mu", "w") as file:
+        write_elem(file, "uns/direct_e_regulon_metadata", table)
+        del file["uns/direct_e_regulon_metadata/Gene"]
+        odd = file.create_dataset("uns/direct_e_regulon_metadata/Gene", data=np.array([("x", 1)], dtype="S1,i8"))
+        odd.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    with pytest.raises(InputError, match="h5mu network"):
+        read_network(tmp_path / "a.h5mu")
+
+
+def test_names_may_be_categories(tmp_path):
+    names = {"TF": ["A", "C"], "Gene": ["B", "D"], "eRegulon_name": ["A_direct_+/+", "C_direct_-/+"]}
+    with h5py.File(tmp_path / "a.h5mu", "w") as file:
+        write_elem(file, "uns/direct_e_regulon_metadata", pd.DataFrame(names, dtype="category"))
+    assert edges(read_network(tmp_path / "a.h5mu")) == {("A", "B"): 1.0, ("C", "D"): -1.0}
 
 
 def test_missing_file_and_kind(tmp_path):

@@ -263,7 +263,7 @@ class TestContexts:
 
     def test_treated_cells_without_control_cells_of_their_context_warn(self):
         rows, *_ = planted_contexts(3)
-        with pytest.warns(DataWarning, match="1 perturbed groups have no control cells"):
+        with pytest.warns(DataWarning, match="1 perturbed group has no control cells"):
             EffectModel.fit(groups(rows[1:]))
 
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 import scidiff as sd
 from scidiff.data.cells import read_cells
-from scidiff.tasks.dealing import DEFAULT, RULES, beyond_expected, calibrated_dealing, judges
+from scidiff.tasks.dealing import DEFAULT, RULES, beyond_expected, calibrated_dealing, rehearsals
 
 N_GENES, PER_ARM = 80, 150
 SCHEMA = sd.Schema(perturbation="drug", control="DMSO")
@@ -47,9 +47,9 @@ def trained(**how: float) -> tuple[AnnData, sd.ScIDiff]:
 
 def distances(adata: AnnData, model: sd.ScIDiff) -> dict[str, list[float]]:
     """Return the distances of the cells that each rule makes, by condition."""
-    told = judges(model, read_cells(adata, SCHEMA), seed=1)
+    told = rehearsals(model, read_cells(adata, SCHEMA), seed=1)
     trials = {name: replace(model, settings=model.settings | {"dealing": name}) for name in RULES}
-    return {name: [judge.distance(judge.made(trial)) for judge in told] for name, trial in trials.items()}
+    return {name: [one.distance(one.made(trial)) for one in told] for name, trial in trials.items()}
 
 
 @pytest.fixture(scope="module")

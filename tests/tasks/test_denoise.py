@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import anndata as ad
@@ -232,6 +233,35 @@ def test_genes_choose_columns_and_change_nothing_else(model):
     for layer in ("counts", "draw_1"):
         assert (some.layers[layer] != whole[:, ["g7", "g2"]].layers[layer]).nnz == 0
     assert (some.X != whole[:, ["g7", "g2"]].X).nnz == 0  # per 10,000 of all genes
+
+
+@pytest.mark.parametrize("place", ["X", "raw", "file"])
+def test_what_the_file_says_of_genes_comes_back(model, tmp_path, place):
+    """Also where the counts are in raw, of more genes; what is not there is unknown, and can be written."""
+    adata = cells(20)[:, 1:].copy()
+    adata.var["gene_id"] = [f"ENS{name}" for name in adata.var_names]
+    adata.var["often"] = np.ravel(adata.X.mean(axis=0)) > 1
+    adata.var["mean"] = np.ravel(adata.X.mean(axis=0))
+    known = adata.var
+    if place == "raw":
+        adata.raw = adata.copy()
+        adata = adata[:, :5].copy()
+        adata.X = adata.X.toarray() - 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sd.DataWarning)  # one of 30 genes is not there
+        if place == "file":
+            adata.write_h5ad(tmp_path / "a.h5ad")
+            made = model.denoise_file(tmp_path / "a.h5ad", tmp_path / "b.h5ad")
+        else:
+            made = model.denoise(adata)
+            made.write_h5ad(tmp_path / "b.h5ad")
+    read = ad.read_h5ad(tmp_path / "b.h5ad").var
+    assert read.index.tolist() == made.var_names.tolist() == model.genes
+    assert read["gene_id"].tolist()[1:] == known["gene_id"].tolist()
+    assert pd.isna(read["gene_id"].iloc[0])
+    np.testing.assert_array_equal(read["mean"].to_numpy()[1:], known["mean"])
+    assert np.isnan(read["mean"].iloc[0])
+    np.testing.assert_array_equal(read["often"].to_numpy()[1:].astype(bool), known["often"])
 
 
 def test_genes_are_aligned_by_name(model):

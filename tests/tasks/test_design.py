@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import anndata as ad
@@ -14,6 +15,7 @@ from scipy import sparse
 
 import scidiff as sd
 from scidiff.data.scaling import log1p_cp10k
+from scidiff.tasks import design as design_task
 from scidiff.tasks.design import NOT_SEEN, SEEN_ELSEWHERE, SEEN_HERE
 
 N_GENES = 40
@@ -133,6 +135,52 @@ def test_only_cells_of_other_contexts_have_it(model, elsewhere):
     assert "cell_type=NK: no real cell of this context has the phenotype, but" in str(said[0].message)
 
 
+def test_who_has_it_is_said():
+    """Cells of the state have it, whatever their type; which state it is stands in another column."""
+    told = sd.ScIDiff.fit(atlas(), sd.Schema(perturbation="drug", control="none", context="cell_type"), **SHORT)
+    seen = quiet(told, sd.Phenotype(up=ON)).uns["scidiff"]
+    assert seen["seen_in"]["perturbation"].tolist()[0] == "on"
+    assert seen["seen_in"].set_index("perturbation")["cells"].to_dict() == {"on": 24, "none": 40, "other": 16}
+    shares = seen["seen_in"].set_index("perturbation")["share"]
+    assert shares["on"] > 0.8
+    assert shares["none"] < 0.2
+    assert f"({shares['on']:.0%} of those with perturbation=on; " in seen["text"][0]
+    elsewhere = quiet(told, sd.Phenotype(up=ON), "NK").uns["scidiff"]["seen_in"]
+    assert elsewhere.iloc[:2]["perturbation"].tolist() == ["on", "on"]
+    assert set(elsewhere["cell_type"]) == {"B", "T"}
+
+
+def test_where_the_levels_wanted_come_from(model):
+    wish = sd.Phenotype(up=["G0", "G24=4"], down={"G16": 0.5}, signature={"G20": 1.0})
+    levels = quiet(model, wish, n=20).uns["scidiff"]["levels"]
+    assert levels["basis"].to_dict() == {
+        "G0": "the highest tenth of real cells here",
+        "G24": "as asked, on average",
+        "G16": "0.5 of the way to the lowest tenth of real cells here",
+        "signature": "along the signature",
+    }
+
+
+def test_genes_that_go_further_than_in_real_cells_are_named(model, here, monkeypatch):
+    assert here.uns["scidiff"]["overshot"].empty  # the genes that go with the state go as far as in it
+    drawn = design_task.Question.sampled
+
+    def too_far(question, *some, **options):
+        counts = drawn(question, *some, **options).tolil()
+        counts[:, 30] = 200
+        counts[:, 31] = 0
+        return counts.tocsr()
+
+    monkeypatch.setattr(design_task.Question, "sampled", too_far)
+    told = quiet(model, sd.Phenotype(up=ON)).uns["scidiff"]
+    hint = "not asked for, and further than in real cells .*: G3[01] .*, G3[01] .*; particles=8"
+    assert any(re.match(hint, said) for said in told["text"])
+    over = told["overshot"].set_index("gene")
+    assert set(over.index) == {"G30", "G31"}
+    assert over.loc["G30", "designed"] > over.loc["G30", "real"] + 1
+    assert over.loc["G31", "designed"] == 0
+
+
 def test_nobody_has_it(model):
     with pytest.warns(sd.DataWarning) as said:
         made = model.design(sd.Phenotype(up=["G24=8.5"]), condition={"cell_type": "B"}, **FAST)
@@ -237,6 +285,13 @@ def test_given_cells_are_changed_and_stay_themselves(changed):
     rising = np.r_[MARKED, RISE]
     assert np.minimum(before, after)[:, rising].sum() > 0.97 * before[:, rising].sum()
     assert (mean(changed) - mean(log(source)))[FALL].mean() < -0.4
+
+
+def test_what_the_file_says_of_genes_comes_back(model):
+    given = cells("B", "rest", 12, seed=5)[:, GENES[::-1]].copy()
+    given.var["gene_id"] = [f"ENS{name}" for name in given.var_names]
+    made = quiet(model, sd.Phenotype(up=["G0=5"]), None, cells=given)
+    assert made.var["gene_id"].tolist() == [f"ENS{name}" for name in GENES]
 
 
 def test_one_cell_can_be_changed(model):
@@ -397,8 +452,8 @@ def test_a_model_that_knows_perturbations():
     }
     verdicts = {drug: one.uns["scidiff"]["verdict"] for drug, one in made.items()}
     assert verdicts == {None: SEEN_HERE, "on": SEEN_HERE, "none": SEEN_ELSEWHERE}
+    assert made.pop(None).obs["drug"].isna().all()
     assert {drug: one.obs["drug"].unique().tolist() for drug, one in made.items()} == {
-        None: ["unknown"],
         "on": ["on"],
         "none": ["none"],
     }

@@ -11,6 +11,7 @@ from scidiff.data import simulate
 from scidiff.evaluation.metrics import cross_boundary_direction
 from scidiff.integration.velocity import nearest, read_velocity
 from scidiff.tasks.fate import _found
+from scidiff.tasks.velocity import _by_some, placed, placed_by_halves
 
 SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
 
@@ -24,7 +25,7 @@ def simulation():
 
 @pytest.fixture(scope="module")
 def model(simulation):
-    config = sd.TrainConfig(steps=80, batch_size=64, learning_rate=3e-3)
+    config = sd.TrainConfig(steps=160, batch_size=64, learning_rate=3e-3)
     return sd.ScIDiff.fit(simulation.adata, SCHEMA, denoise_only=True, width=32, n_blocks=1, config=config)
 
 
@@ -130,6 +131,39 @@ def test_fate_is_that_of_the_simulator(model, controls, simulation, ends):
     assert (found.obsm["fate"].loc[arrived, ends["cell_type"][0]] == 1).all()
     again = model.fate(controls, ends, n_rounds=4, n_neighbors=15, layer="counts")
     np.testing.assert_array_equal(found.obsm["fate"], again.obsm["fate"])
+
+
+def test_a_cell_is_not_told_more_than_its_group_where_genes_disagree(model, controls, simulation, ends):
+    """Clones of the stem differ little: taking all of its cells to be alike errs less than believing each."""
+    truth = simulation.lab.truth(controls).obsm["fate"]
+    stem = (controls.obs["cell_type"] == "stem").to_numpy()
+    made = [model.fate(controls, ends, n_rounds=n, n_neighbors=15, layer="counts") for n in (3, 8)]
+    error = [np.abs(found.obsm["fate"] - truth)[stem].to_numpy().mean() for found in made]
+    few, many = (found.uns["scidiff"]["fate"].set_index("group").loc["stem", "reliable"] for found in made)
+    assert (few == 1).all()
+    assert (many < 0.5).all()
+    alike = np.abs(truth - truth[stem].mean())[stem].to_numpy().mean()
+    assert error[1] < alike + 0.02 < error[0]
+
+
+def test_halves_of_the_genes(model, controls):
+    """A cell's place by half of its genes does not know the others."""
+    seen = np.arange(len(model.genes)) % 2 == 0
+    share = np.full(len(seen), 1 / len(seen))
+    x = np.random.default_rng(0).poisson(3, (5, len(seen))).astype(np.float32)
+    other = np.where(seen, x, 0)
+    shown = _by_some(x, seen=seen, share=share)
+    np.testing.assert_array_equal(shown, _by_some(other, seen=seen, share=share))
+    np.testing.assert_array_equal(shown[:, seen], x[:, seen])
+    np.testing.assert_allclose(shown.sum(axis=1), 2 * x[:, seen].sum(axis=1), rtol=1e-5)  # they are half of the share
+    assert np.isfinite(_by_some(0 * x, seen=seen, share=share)).all()
+
+    cells = placed(model, controls, layer="counts")
+    made = [next(iter(placed_by_halves(model, controls, cells, seed=seed))) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(made[0][1].points, made[1][1].points)
+    assert (made[0][0] != made[2][0]).any()
+    pair = placed_by_halves(model, controls, cells)
+    np.testing.assert_array_equal(next(pair)[0], ~next(pair)[0])
 
 
 @pytest.mark.filterwarnings("ignore::scidiff.errors.DataWarning")

@@ -106,11 +106,12 @@ def design(
         levels, real = told["levels"], told["realism"]
         talk.result(
             {"cells": str(out), "n_cells": cells.n_obs, "verdict": told["verdict"], "text": told["text"], "seed": seed}
-            | {"levels": records(levels.reset_index()), "realism": no_nan(real), "strength": told["strength"]},
+            | {"levels": records(levels.reset_index()), "realism": no_nan(real), "strength": told["strength"]}
+            | {"seen_in": records(told["seen_in"]), "overshot": records(told["overshot"])},
             f"{cells.n_obs} cells x {cells.n_vars} genes written to {out}",
             *told["text"],
             *(
-                f"{name}: {row['designed']:.2f} reached, {row['wanted']:.2f} wanted, "
+                f"{name}: {row['designed']:.2f} reached, {row['wanted']:.2f} wanted ({row['basis']}), "
                 f"{row['typical real cells']:.2f} typical ({row['scale']})"
                 for name, row in levels.iterrows()
             ),

@@ -217,7 +217,7 @@ def load(where: str, stored: Any, genes: pd.Index, cells: pd.Index) -> Matrix:
     if hasattr(x, "check_format"):  # of a damaged file: compiled code would read beyond the end
         try:
             x.check_format()
-        except ValueError as error:
+        except Exception as error:  # its vectors may be anything
             raise InputError(f"{where} is no sound sparse matrix: {error}") from None
     x = sparse.csr_matrix(x) if sparse.issparse(x) else np.asarray(x)
     if sparse.issparse(x) and not x.has_canonical_format:
@@ -229,8 +229,8 @@ def load(where: str, stored: Any, genes: pd.Index, cells: pd.Index) -> Matrix:
     for start in range(0, values.size, BLOCK):
         bad = np.flatnonzero(~np.isfinite(values[start : start + BLOCK]))
         if bad.size:
-            at = start + bad[0]
-            row = np.searchsorted(x.indptr, at, side="right") - 1 if sparse.issparse(x) else at // x.shape[1]
+            at = start + int(bad[0])
+            row = int((x.indptr <= at).sum()) - 1 if sparse.issparse(x) else at // x.shape[1]
             column = x.indices[at] if sparse.issparse(x) else at % x.shape[1]
             raise InputError(
                 f"{where} has the value {values[at]} (first in cell {cells[row]!r}, gene {genes[column]!r}): "
@@ -348,7 +348,7 @@ def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     """Return cells with the genes asked for: a list, or the most variable ones of these (training) cells."""
     if genes is None:
         return cells
-    if isinstance(genes, Integral):
+    if isinstance(genes, int | Integral):
         from scidiff.data.scaling import highly_variable_genes, log1p_cp10k
 
         logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x

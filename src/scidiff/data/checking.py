@@ -220,7 +220,8 @@ def _conditions(schema: Schema, table: pd.DataFrame) -> Iterator[Finding]:
     is_control = schema.is_control(table)
     for name in schema.context if schema.control is not None else ():
         if bare := sorted(set(table[name].dropna()) - set(table.loc[is_control, name].dropna())):
-            yield Finding("note", f"{len(bare)} values of {name} have no control cells, so no effects: {listing(bare)}")
+            values = "1 value" if len(bare) == 1 else f"{len(bare)} values"
+            yield Finding("note", f"no control cells, so no effects, for {values} of {name}: {listing(bare)}")
 
 
 def _candidates(obs: pd.DataFrame, role: str) -> list[str]:

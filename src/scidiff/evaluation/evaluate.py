@@ -21,6 +21,7 @@ half of the real and control cells against the other half.
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -240,13 +241,16 @@ def _labels(given: dict[str, AnnData], schema: Schema | None) -> dict[str, np.nd
         return {name: np.full(adata.n_obs, "any") for name, adata in given.items()}
     tables = {name: schema.table(adata) for name, adata in given.items() if name != "generated"}
     roles = list(tables["real"].columns)
-    try:
-        tables["generated"] = schema.table(given["generated"])
-    except InputError:  # our own verbs write canonical columns, which may have other names
-        tables["generated"] = given["generated"].obs.reindex(columns=roles)
-    roles = [role for role in roles if all(table[role].notna().any() for table in tables.values())]
+    obs = given["generated"].obs  # it may name columns by their roles
+    columns = {role: column for role, column in schema.columns.items() if column not in obs and role in obs}
+    obs = obs.rename(columns=columns)
+    lost = [column for column in schema.columns.values() if column not in obs]
+    tables["generated"] = schema.table(SimpleNamespace(obs=obs.assign(**dict.fromkeys(lost))))
+    shared = [role for role in roles if all(role in table and table[role].notna().any() for table in tables.values())]
     return {
-        name: np.array([", ".join(map(str, row)) for row in table[roles].itertuples(index=False)], dtype=str)
+        name: np.array([", ".join(map(str, row)) for row in table[shared].itertuples(index=False)], dtype=str)
+        if shared
+        else np.full(len(table), "any")
         for name, table in tables.items()
     }
 

@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from scidiff.errors import InputError, closest
+from scidiff.files import open_hdf5
 from scidiff.integration.reading import (
     check_file,
     found,
@@ -71,7 +72,10 @@ def read_network(path: str | Path, *, kind: str | None = None) -> pd.DataFrame:
         raise InputError(f"there is no kind of network {kind!r}{closest(kind, READERS)}")
     with naming(path, f"a {kind} network"):
         edges = pd.DataFrame(READERS[kind](path), columns=["source", "target", "weight"])
-    edges["weight"] = edges["weight"].astype(float)
+        edges = edges.astype({"source": object, "target": object, "weight": float})
+    for end in ("source", "target"):
+        if (held := pd.api.types.infer_dtype(edges[end])) not in ("string", "empty"):
+            raise InputError(f"{path} cannot be read as a {kind} network: the name of a {end} must be text, not {held}")
     if not np.isfinite(edges["weight"]).all():
         where = edges[~np.isfinite(edges["weight"])].iloc[0]
         raise InputError(f"{path}: the weight of {where['source']} -> {where['target']} is no finite number")
@@ -143,7 +147,7 @@ def _eregulons(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     name = pick(columns, "eRegulon_name", "Gene_signature_name")
     if tf is None or gene is None or name is None:
         raise InputError(f"{path}: expected columns TF, Gene and eRegulon_name; {found(columns)}")
-    sign = table[name].map(_eregulon_sign)
+    sign = table[name].astype(object).map(_eregulon_sign)  # categories would stay categories
     rho = pick(columns, "rho_TF2G", "TF2G_rho")
     # the name is what SCENIC+ decided about the sign, the correlation how strongly
     size = 1.0 if rho is None else pd.to_numeric(table[rho], errors="coerce").abs()
@@ -159,10 +163,9 @@ def _eregulon_sign(name: str) -> float:
 
 
 def _h5mu(path: Path) -> pd.DataFrame:
-    import h5py
     from anndata.io import read_elem
 
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         uns = file.get("uns", {})
         names = [name for name in uns if name.endswith("e_regulon_metadata") or name == "eRegulon_metadata"]
         if not names:
@@ -244,9 +247,7 @@ def _yaml(path: Path) -> Edges:
 
 
 def _loom(path: Path) -> Edges:
-    import h5py
-
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         rows = file.get("row_attrs", {})
         if "Regulons" not in rows or "Gene" not in rows:
             raise InputError(f"{path}: expected row_attrs Gene and Regulons, as pySCENIC writes; found {sorted(rows)}")

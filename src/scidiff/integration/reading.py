@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from scidiff.errors import InputError, closest
+from scidiff import files
+from scidiff.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,11 +21,7 @@ PICKLES = (".pkl", ".pickle", ".p", ".dat", ".joblib")
 def check_file(path: str | Path) -> Path:
     """Return the path of a file that exists and is no pickle, which would run whatever code it holds."""
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file")
-    if not path.exists():
-        hint = closest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-        raise InputError(f"there is no file {path}{hint if 'nearest' in hint else ''}")
+    files.check_file(path)
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run any code when read: write it as a table, GMT or JSON")
     return path

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from scidiff.errors import InputError
+from scidiff.files import open_hdf5
 from scidiff.integration.reading import (
     check_file,
     found,
@@ -248,9 +249,7 @@ def _chosen(signatures: Signatures, table, gene_table) -> Signatures:
 
 def _gctx(path: Path, table, gene_table) -> Signatures:
     """Return the signatures asked for: HDF5 rows are signatures, of which neighbours are read together."""
-    import h5py
-
-    with naming(path, "a GCTX"), h5py.File(path) as file:
+    with naming(path, "a GCTX"), open_hdf5(path) as file:
         try:
             matrix, meta = file["0/DATA/0/matrix"], file["0/META"]
             ids, genes = _ids(meta["COL/id"]), _ids(meta["ROW/id"])

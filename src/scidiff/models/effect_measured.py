@@ -83,7 +83,8 @@ class Measured:
         number = {key: i for i, key in enumerate(places)}
         context = np.array([number.get(key, -1) for key in keys])
         if lost := np.count_nonzero(~control & (context < 0)):
-            text = f"{lost} perturbed groups have no control cells of their context: their effects are unknown"
+            groups = "1 perturbed group has" if lost == 1 else f"{lost} perturbed groups have"
+            text = f"{groups} no control cells of the same context: what they show is left out"
             warnings.warn(text, DataWarning, stacklevel=3)
         treated = np.flatnonzero(~control & (context >= 0))
         if not len(treated):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from scidiff.errors import InputError
 
@@ -66,18 +67,18 @@ class FeatureRidge:
         if not (spread > 0).any():
             raise InputError("features are the same for all perturbations; give columns that differ")
         features = ((features - features.mean()) / spread)[spread.index[spread > 0]]
-        tried = {}
+        errors = {}
         for length in LENGTHS:
             kernel = _kernel(features.loc[names].to_numpy(), features.loc[names].to_numpy(), length)
             for alpha in np.geomspace(0.03, 100, 12):
-                tried[length, float(alpha)] = _left_out(kernel, alpha, effects)
-        errors = {key: (residual**2).sum(axis=1) for key, (residual, _) in tried.items()}
-        mean_only = min((key for key in tried if key[0] == MEAN_ONLY), key=lambda key: errors[key].sum())
-        best = min(tried, key=lambda key: errors[key].sum())
+                errors[length, float(alpha)] = (_left_out(kernel, alpha, effects)[0] ** 2).sum(axis=1)
+        mean_only = min((key for key in errors if key[0] == MEAN_ONLY), key=lambda key: errors[key].sum())
+        best = min(errors, key=lambda key: errors[key].sum())
         better = errors[mean_only] - errors[best]
         if better.sum() <= np.std(better) * np.sqrt(len(better)):
             best, better = mean_only, np.zeros(1)
-        residual, variance = tried[best]
+        kernel = _kernel(features.loc[names].to_numpy(), features.loc[names].to_numpy(), best[0])
+        residual, variance = _left_out(kernel, best[1], effects)
         error = (residual**2 / variance[:, None]).mean(axis=0)
         return cls(features, names, *best, float(better.sum() / errors[mean_only].sum()), error)
 
@@ -124,7 +125,7 @@ def _kernel(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:
     if length == 0:
         return INTERCEPT + a @ b.T / a.shape[1]
     # standardised features: two unrelated perturbations are 2 x n_features apart on average
-    distance = ((a[:, None, :] - b[None, :, :]) ** 2).mean(axis=2)
+    distance = cdist(a, b, "sqeuclidean") / a.shape[1]
     return INTERCEPT + np.exp(-distance / (2 * 2 * length**2))
 
 

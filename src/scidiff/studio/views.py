@@ -65,6 +65,7 @@ def _text(value: Any) -> str:
 def levels(rows: pd.DataFrame) -> str:
     """Return the table of what was wished for and what was reached."""
     named = {"designed": "reached", "typical real cells": "typical here", "best real cells here": "best here"}
+    named["basis"] = "wanted is"
     shown = rows.rename(columns=named)[["wish", "wanted", *named.values()]]
     return table(shown.round(2), label="Levels of the phenotype, log1p of counts per 10,000")
 

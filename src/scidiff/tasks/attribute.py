@@ -150,6 +150,9 @@ def by_gain(
     if "perturbation" in asked and not pd.isna(asked["perturbation"]):
         raise InputError("condition= is the context to treat; which perturbation to use is the question")
     own = model.predictor.like(context)
+    if not own.shape[0]:
+        where = ", ".join(f"{name} {value!r}" for name, value in context.items())
+        raise InputError(f"there are no control cells of {where} to treat; name a context that has some")
     level = np.asarray((log1p_cp10k(own) if model.counted else own).mean(axis=0)).ravel() @ weights
     falls = [wish.level in ("bottom", "below") for wish in phenotype.wishes]
     falls = np.array(falls) | [w.level == "mean" and w.value < x for w, x in zip(phenotype.wishes, level, strict=True)]

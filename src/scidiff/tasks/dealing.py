@@ -26,6 +26,7 @@ from scidiff.data.cells import Cells
 from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
 from scidiff.model import TrainedModel
 from scidiff.predictor import context_keys
+from scidiff.sampling.generate import CHUNK
 from scidiff.sampling.guidance import Gain
 from scidiff.sampling.perturb import counterfactual
 
@@ -34,7 +35,7 @@ POPULATION = 2000
 #: fewer cells than this are predicted among reference cells of their context: too few for their mean to say much
 MIN_POPULATION = 10
 #: conditions that rules are judged by, those of most cells, with at least and at most so many cells and controls
-JUDGES, CELLS = 3, (50, 200)
+REHEARSED, CELLS = 3, (50, 200)
 #: principal components in which they are
 COMPONENTS = 50
 
@@ -99,7 +100,7 @@ def counts_under(
         denoiser, cond, kept = None, None, None
         if network:
             rule, device, depth = RULES[model.settings["dealing"]], model.posterior.device, row_sums(part)
-            denoiser = on_host(Gain(model.posterior.expected, rule.gain), device)
+            denoiser = Gain(on_host(model.posterior.expected, device), rule.gain)
             cond = model.encoded(after.iloc[rows[some]], depth=depth * depth_ratio).to(device)
             if rule.own:
                 told = model.encoded(before.iloc[rows[some]], depth=depth).to(device)
@@ -120,15 +121,20 @@ def beyond_expected(model: TrainedModel, x: torch.Tensor, cond: Conditions) -> t
 
 
 def on_host(denoiser: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
-    """Return the denoiser for cells that are not on its device."""
-    return lambda x, level, cond: denoiser(x.to(device), level.to(device), cond).cpu()
+    """Return the denoiser for cells that are not on its device, some at a time; their conditions are."""
+
+    def told(x: torch.Tensor, level: torch.Tensor, cond: Conditions) -> torch.Tensor:
+        parts = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
+        return torch.cat([denoiser(x[at].to(device), level[at].to(device), cond[at]).cpu() for at in parts])
+
+    return told
 
 
 # ---- which rule ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class Rehearsal:
     """A condition of the training cells and its controls: what rules are judged by.
 
     ``source``, ``real``: counts of controls and of cells of the condition, csr; ``before``, ``after``: canonical
@@ -159,30 +165,35 @@ class Judge:
         return energy(*(self._pca.transform(log1p_cp10k(x)) for x in (made, self.real)))
 
 
-def judges(model: TrainedModel, cells: Cells, *, seed: int) -> list[Judge]:
+def rehearsals(model: TrainedModel, cells: Cells, *, seed: int) -> list[Rehearsal]:
     """Return the conditions with most cells; none where no condition has enough cells and controls."""
-    table = cells.conditions.reset_index(drop=True)
-    control = model.schema.is_control(table)
-    context = context_keys(table, model.schema.context)
+    table, schema = cells.conditions.reset_index(drop=True), model.schema
+    control = schema.is_control(table)
+    context = context_keys(table, schema.context)
+    treatment = [name for name in ("perturbation", "dose", "time") if name in table]
     pairs = []
-    for _, some in table[~control & table["perturbation"].notna().to_numpy()].groupby(list(table), dropna=False):
+    treated = table[~control & table["perturbation"].notna().to_numpy()]
+    for _, some in treated.groupby([*schema.context, *treatment], dropna=False):
+        if len(some) < CELLS[0]:
+            continue
         like = np.flatnonzero(control & (context == context[some.index[0]]))
-        if min(len(like), len(some)) >= CELLS[0]:
+        if len(like) >= CELLS[0]:
             pairs.append((like, some.index.to_numpy()))
     pairs.sort(key=lambda pair: -min(map(len, pair)))
     rng, made = np.random.default_rng(seed), []
-    for pair in pairs[:JUDGES]:
+    for pair in pairs[:REHEARSED]:
         source, real = (np.sort(rng.permutation(rows)[: CELLS[1]]) for rows in pair)
-        after = table.iloc[np.repeat(real[:1], len(source))]
-        made.append(Judge(cells.x[source], cells.x[real], table.iloc[source], after, seed))
+        before = table.iloc[source]
+        after = before.assign(**{name: table[name].iloc[real[0]] for name in treatment})
+        made.append(Rehearsal(cells.x[source], cells.x[real], before, after, seed))
     return made
 
 
 def calibrated_dealing(model: TrainedModel, cells: Cells, *, seed: int) -> str:
     """Return the name of the rule whose cells are nearest to training cells; see the module head."""
-    told = judges(model, cells, seed=seed)
+    told = rehearsals(model, cells, seed=seed)
     if not told:
         return DEFAULT
     trials = {name: replace(model, settings=model.settings | {"dealing": name}) for name in RULES}
-    loss = {name: sum(judge.distance(judge.made(trial)) for judge in told) for name, trial in trials.items()}
+    loss = {name: sum(one.distance(one.made(trial)) for one in told) for name, trial in trials.items()}
     return min(loss, key=lambda name: loss[name])

@@ -28,7 +28,7 @@ from scidiff.sampling.denoise import Cautious, posterior_draw, posterior_mean
 from scidiff.sampling.generate import CHUNK
 from scidiff.shares import Share
 from scidiff.streaming import CellFile, appended, runs
-from scidiff.tasks.requests import checked_depth
+from scidiff.tasks.requests import checked_depth, described, gene_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,7 +106,8 @@ def denoise(
         cells = read_cells(adata, genes=model.genes, layer=layer)
     model.refuse_cells(cells.scale, adata.obs_names[row_sums(abs(cells.x)) == 0])
     cond = model.vocabulary.encode(model.labels_of(adata, use=asked.labels))
-    return _denoised(model, cells.x, adata.obs, cond, asked, on_cells=on_cells)
+    var = gene_table(adata, asked.genes or model.genes)
+    return _denoised(model, cells.x, adata.obs, var, cond, asked, on_cells=on_cells)
 
 
 def denoise_file(
@@ -128,11 +129,12 @@ def denoise_file(
         cells = file.choose(model.genes, layer=layer)
         model.refuse_cells(cells.scale, cells.empty)
         cond = model.vocabulary.encode(model.labels_of(file, use=asked.labels))
+        var = described(cells.var, asked.genes or model.genes)
         mine = share.among(list(runs(file.n_obs)), what="runs of 1,024 cells")
         start, stop = mine[0].start, mine[-1].stop
         with appended(out, file.obs[start:stop]) as sink:
             for rows in mine:
-                made = _denoised(model, cells[rows], file.obs[rows], cond[rows], asked, first=rows.start)
+                made = _denoised(model, cells[rows], file.obs[rows], var, cond[rows], asked, first=rows.start)
                 sink.append(_halved(made) if half else made)
                 if on_cells is not None:
                     on_cells(rows.stop - start, stop - start)
@@ -153,6 +155,7 @@ def _denoised(
     model: TrainedModel,
     x: Any,
     obs: pd.DataFrame,
+    var: pd.DataFrame,
     cond: Conditions,
     asked: Request,
     *,
@@ -195,13 +198,13 @@ def _denoised(
     logged = log1p_cp10k(x)[:, places] if counted else x[:, places]
     if counted:
         layers["counts"] = x[:, places]
-        described = {"X": "observed, log1p(CP10k)"} | {name: DESCRIBED.get(name, "counts") for name in layers}
+        scales = {"X": "observed, log1p(CP10k)"} | {name: DESCRIBED.get(name, "counts") for name in layers}
     else:
-        described = {"X": "observed, training scale"} | dict.fromkeys(layers, "posterior mean, training scale")
-    made = AnnData(logged, obs=obs.copy(), var=pd.DataFrame(index=pd.Index(asked.genes)), layers=layers)
+        scales = {"X": "observed, training scale"} | dict.fromkeys(layers, "posterior mean, training scale")
+    made = AnnData(logged, obs=obs.copy(), var=var, layers=layers)
     made.uns["scidiff"] = model.provenance(
         "denoise",
-        described,
+        scales,
         labels=asked.labels,
         depth="as asked" if asked.depth is not None else "observed; draws twice that",
         draws=asked.draws,

@@ -39,7 +39,7 @@ from scidiff.sampling.perturb import counterfactual
 from scidiff.sampling.steering import MIN_WAY, Calibration, Steered, calibrated
 from scidiff.tasks.dealing import on_host
 from scidiff.tasks.denoise import posterior
-from scidiff.tasks.requests import as_cells, checked_depth
+from scidiff.tasks.requests import as_cells, checked_depth, gene_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,6 +63,8 @@ ROUNDS = 4
 CORRECTIONS = 3
 #: added to the logit of a gene that is never drawn
 NEVER = -1e4
+#: a gene that nobody asked for goes too far with twice the level it should have, and this many standard errors
+TWOFOLD, SURELY = float(np.log(2)), 5
 #: designed cells farther from real ones than this many times the usual distance have left the manifold
 FAR = 1.5
 
@@ -138,11 +140,12 @@ def design(
         counts = question.sampled(n, carried=carried, on_cells=on_cells)
     made = as_cells(model, counts, question.table(n))
     if cells is not None:
-        made.obs = cells.obs.copy()
+        made.obs, made.var = cells.obs.copy(), gene_table(cells, model.genes)
         for name, value in question.condition.dropna().items():
             made.obs[model.schema.columns.get(name, name)] = value
     levels, how_real = question.judged(counts)
-    text = question.sentences(levels, how_real, question.meets(counts))
+    overshot = question.overshot(counts, levels["designed"].to_numpy())
+    text = question.sentences(levels, how_real, overshot, question.meets(counts))
     for sentence in text[question.verdict == SEEN_HERE :]:
         warnings.warn(sentence, DataWarning, stacklevel=3)
     strength = {} if carried else dict(zip(levels.index, map(float, question.steering.strength), strict=True))
@@ -155,6 +158,8 @@ def design(
         verdict=question.verdict,
         text=text,
         levels=levels,
+        seen_in=question.seen_in,
+        overshot=overshot,
         realism=how_real,
         strength=strength,
         **question.weighted(),
@@ -376,6 +381,25 @@ class Question:
         elsewhere = any(self._reached(self._contexts == name) for name in np.unique(self._contexts[~self.here]))
         return SEEN_ELSEWHERE if elsewhere else NOT_SEEN
 
+    @cached_property
+    def seen_in(self) -> pd.DataFrame:
+        """Which real cells have the phenotype: one row per condition that was not asked for, most of all first.
+
+        Of the context, or of other contexts where only those have it; else no rows. ``cells``: how many the model
+        keeps; ``share``: how many of these have it.
+        """
+        rows = {SEEN_HERE: self.here, SEEN_ELSEWHERE: ~self.here}.get(self.verdict, np.zeros(len(self.here), bool))
+        table = self.model.reference.conditions[rows].drop(
+            columns=["batch", *self.model.schema.modules], errors="ignore"
+        )
+        names = [name for name in table if self.verdict == SEEN_ELSEWHERE or pd.isna(self.condition[name])]
+        if not (self.phenotype.wishes and rows.any() and names):
+            return pd.DataFrame({"cells": [], "share": []}, dtype=float)
+        table = table[names].astype(object).where(table[names].notna(), "unknown").astype(str)
+        groups = table.assign(has=self.has[rows] > HALF).groupby(names, sort=False)["has"]
+        shares = groups.agg(cells="size", share="mean").reset_index()
+        return shares.sort_values("share", ascending=False, ignore_index=True)
+
     # ---- sampling ------------------------------------------------------------------------------------------------
 
     def table(self, n: int) -> pd.DataFrame:
@@ -583,7 +607,7 @@ class Question:
             base = np.asarray(log1p_cp10k(counts).mean(axis=0)).ravel()
         ratio = float(np.exp(effect.log_depth_ratio))
         cond = self.model.encoded(self.table(n), depth=row_sums(counts) * ratio)
-        dealer = on_host(Gain(self.model.posterior.expected, CARRIED_GAIN), self.model.posterior.device)
+        dealer = Gain(on_host(self.model.posterior.expected, self.model.posterior.device), CARRIED_GAIN)
         target = np.maximum(base + effect.mean, 0)
         for gene, level in self.phenotype.clamp.items():
             target[self.model.genes.index(gene)] = level
@@ -602,9 +626,14 @@ class Question:
 
     # ---- the answer ----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _have(self) -> np.ndarray:
+        """Mask of the reference cells that designed ones should be like; none where the context has none."""
+        return self.here & (self.has > HALF) & (self.verdict == SEEN_HERE)
+
     def judged(self, counts: sparse.csr_matrix) -> tuple[pd.DataFrame, dict[str, float]]:
         """Return the levels attained, one row per wish, and how real the cells are."""
-        have = self.here & (self.has > HALF) & (self.verdict == SEEN_HERE)
+        have = self._have
         like = np.flatnonzero(have if have.any() else self.here)
         columns = {
             "wanted": self.wanted,
@@ -615,18 +644,42 @@ class Question:
         }
         names = [wish.name for wish in self.phenotype.wishes]
         scale = ["denoised" if flag else "observed" for flag in self.of_denoised]
-        levels = pd.DataFrame(columns, index=pd.Index(names, name="wish")).assign(scale=scale)
+        levels = pd.DataFrame(columns, index=pd.Index(names, name="wish"))
+        levels = levels.assign(scale=scale, basis=[_basis(wish) for wish in self.phenotype.wishes])
         logged = log1p_cp10k(self.model.reference.x)
         how_real = realism(log1p_cp10k(counts), logged, like, seed=self.seed)
         # without real cells that have the phenotype there are none that the designed ones could be taken for
         return levels, how_real if have.any() else how_real | {"auc": float("nan")}
 
-    def sentences(self, levels: pd.DataFrame, how_real: dict[str, float], meets: np.ndarray) -> list[str]:
+    def overshot(self, counts: sparse.csr_matrix, levels: np.ndarray) -> pd.DataFrame:
+        """Return the genes nobody asked for that go too far, by twofold or more, with their levels; furthest first.
+
+        ``real``: where real cells that have the phenotype would have them, if they had these ``levels`` of the wishes.
+        """
+        columns = ["gene", "designed", "real"]
+        if self.in_parts or not self.phenotype.wishes or self._have.sum() < MIN_BEST:
+            return pd.DataFrame({name: [] for name in columns})
+        mean, error = _mean_and_error(log1p_cp10k(counts))
+        real, real_error = _mean_and_error(log1p_cp10k(self.model.reference.x[self._have]))
+        come, way = self._on_scale(self._have) - self.typical, levels - self.typical
+        further = max(1.0, float(way @ come / max(come @ come, 1e-12)))
+        real = self.usual + further * (real - self.usual)
+        gap, sure = np.abs(mean - real), SURELY * np.hypot(error, further * real_error)
+        beyond = (gap > np.maximum(TWOFOLD, sure)) & (np.abs(mean - self.usual) > np.abs(real - self.usual))
+        beyond &= ~np.isin(self.model.genes, self.phenotype.genes)
+        order = np.flatnonzero(beyond)[np.argsort(-gap[beyond])]
+        return pd.DataFrame(
+            dict(zip(columns, (np.array(self.model.genes)[order], mean[order], real[order]), strict=True))
+        )
+
+    def sentences(
+        self, levels: pd.DataFrame, how_real: dict[str, float], overshot: pd.DataFrame, meets: np.ndarray
+    ) -> list[str]:
         """Return what the user should know, the verdict first, then what went wrong."""
         said = {
-            SEEN_HERE: f"{self._where}: real cells of this context have the phenotype",
-            SEEN_ELSEWHERE: f"{self._where}: no real cell of this context has the phenotype, but cells of others have; "
-            "what else is different in them was carried over",
+            SEEN_HERE: f"{self._where}: real cells of this context have the phenotype{_most(self.seen_in)}",
+            SEEN_ELSEWHERE: f"{self._where}: no real cell of this context has the phenotype, but cells of others have"
+            f"{_most(self.seen_in)}; what else is different in them was carried over",
             NOT_SEEN: f"{self._where}: no real cell that the model knows has the phenotype; what the other genes of "
             "the designed cells do is a guess",
         }
@@ -645,12 +698,43 @@ class Question:
             if lack:
                 share = f"{lack} of {len(meets)} cells"
                 out.append(f"{wish.name}: {share} are not {wish.level} {wish.value:g}, as every cell shall be")
+        if len(overshot):
+            most = ", ".join(f"{row.gene} {row.designed:.2f} ({row.real:.2f})" for row in overshot[:3].itertuples())
+            more = f" and {len(overshot) - 3} more" if len(overshot) > 3 else ""
+            remedy = "particles=8 stays nearer to these, and takes longer" if self.particles == 1 else "ask for less"
+            out.append(
+                "not asked for, and further than in real cells with the phenotype (in brackets): "
+                f"{most}{more}; {remedy}"
+            )
         if how_real["distance"] > FAR:
             out.append(
                 f"the cells lie {how_real['distance']:.1f} times as far from real cells as these from each other: "
                 "they left what the model knows"
             )
         return out
+
+
+def _basis(wish: Wish) -> str:
+    """Return where the level wanted comes from."""
+    if wish.level in ("top", "bottom"):
+        tenth = f"the {'highest' if wish.level == 'top' else 'lowest'} tenth of real cells here"
+        return tenth if wish.value == 1 else f"{wish.value:g} of the way to {tenth}"
+    return {"mean": "as asked, on average", "shift": "along the signature"}.get(wish.level, "as asked, in every cell")
+
+
+def _most(seen_in: pd.DataFrame) -> str:
+    """Return in words under which conditions cells have a phenotype most often."""
+    named = [
+        f"{row.pop('share'):.0%} of those with " + ", ".join(f"{name}={row[name]}" for name in row if name != "cells")
+        for row in seen_in[:3].to_dict("records")
+    ]
+    return f" ({'; '.join(named)})" if named else ""
+
+
+def _mean_and_error(x: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of columns and their standard errors."""
+    mean, square = (np.asarray(values.mean(axis=0)).ravel() for values in (x, x.multiply(x)))
+    return mean, np.sqrt(np.maximum(square - mean**2, 0) / x.shape[0])
 
 
 def _at_activity(model: TrainedModel, phenotype: Phenotype, condition: pd.Series) -> Phenotype:

@@ -1,32 +1,36 @@
 """Fate: where each cell will end, as it is and under a perturbation.
 
 Cells walk over each other in the places that the network gives them (integration.fate), in the direction of their
-velocity where they have one. A perturbation is predicted for every cell, and pushes it at each step of the walk; where
-there are cells that had it, the walk ends in the shares in which these have arrived.
+velocity where they have one; the network also places them by half of their genes and by the other half, and cells of a
+group differ as far as both say so. A perturbation is predicted for every cell, and pushes it at each step of the walk;
+where there are cells that had it, the walk ends in the shares in which these have arrived.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scidiff.errors import InputError, closest
-from scidiff.integration.fate import Fates, fates, interval
+from scidiff.integration.fate import Fates, Places, fates, interval
 from scidiff.integration.velocity import N_NEIGHBORS, has_velocity
 from scidiff.model import TrainedModel
 from scidiff.predictor import context_keys
 from scidiff.tasks.predict import predict
-from scidiff.tasks.velocity import Placed, directions, moves, placed, with_places
+from scidiff.tasks.velocity import Placed, directions, moves, placed, placed_by_halves, with_places
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 #: of the intervals
 LEVEL = 0.9
+#: ways in which genes are halved: with twenty rounds, each half is walked once
+N_HALVINGS = 5
 
 
 def fate(
@@ -53,24 +57,34 @@ def fate(
     group = adata.obs[column].astype(str).to_numpy()
     ends = pd.Index(names).get_indexer(group)
     moving = use_velocity and has_velocity(adata)
-    progress = _Progress(on_cells, adata.n_obs, passes=moving + n_rounds * (1 if to is None else 2))
+    n_halves = min(2 * N_HALVINGS, n_rounds // 4 * 2)
+    progress = _Progress(on_cells, adata.n_obs, passes=moving + n_halves + n_rounds * (1 if to is None else 2))
     cells = placed(model, adata, layer=layer)
-    direction, source = None, "none"
+    moved, push, source = None, None, "none"
     if moving:
         moved, source = moves(model, adata, cells, n_neighbors=n_neighbors, on_cells=progress.cells)
-        direction = directions(cells, moved)
-    options: dict[str, Any] = {"direction": direction, "n_neighbors": n_neighbors, "n_rounds": n_rounds, "seed": seed}
-    own = fates(cells.points, ends, names, on_round=progress.rounds(moving), **options)
+    if to is not None:
+        push = _push(model, adata, cells, to, layer=layer, seed=seed)
+    free, pushed = [], []
+    for i, (seen, view) in enumerate(_views(model, adata, cells, n_halves, seed=seed)):
+        # what the genes it sees say of where cells go, but what the perturbation does to all
+        free.append(Places(view.points, None if moved is None else directions(view, moved * seen)))
+        if push is not None:
+            pushed.append(replace(free[-1], push=directions(view, push)))
+        if i > 0:  # each half is a pass more
+            progress.rounds(moving)(i)
+    options: dict[str, Any] = {"group": group, "n_neighbors": n_neighbors, "n_rounds": n_rounds, "seed": seed}
+    count = progress.rounds(moving + n_halves)
+    own = fates(free[0], ends, names, halves=free[1:], on_round=count, **options)
     out = with_places(adata, model, cells)
     low, high = interval(own.rounds, level=LEVEL)
     for key, values in (("fate", own.probability), ("fate_low", low), ("fate_high", high)):
         out.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=names)
     table = _table(own, group)
     if to is not None:
-        push = _push(model, adata, cells, to, layer=layer, seed=seed)
-        count = progress.rounds(moving + n_rounds)
-        pushed = fates(cells.points, ends, names, push=push, weights=own.weights, on_round=count, **options)
-        changed = own.told(*_found(had_it, names, group), pushed=pushed, seed=seed)
+        count = progress.rounds(moving + n_halves + n_rounds)
+        walked = fates(pushed[0], ends, names, halves=pushed[1:], like=own, on_round=count, **options)
+        changed = own.told(*_found(had_it, names, group), pushed=walked, seed=seed)
         out.obsm["fate_perturbed"] = pd.DataFrame(changed.probability, index=adata.obs_names, columns=names)
         difference = replace(changed, rounds=changed.rounds - own.rounds)
         for prefix, some in (("perturbed", changed), ("change", difference)):
@@ -93,7 +107,7 @@ def fate(
 
 @dataclass(frozen=True)
 class _Progress:
-    """Tells how far a fate is: every cell is passed once for its velocity, and once in every round."""
+    """Tells how far a fate is: every cell is passed once for its velocity, for each place, and in every round."""
 
     on_cells: Callable[[int, int], None] | None
     n: int
@@ -106,6 +120,14 @@ class _Progress:
     def rounds(self, before: int) -> Callable[[int], None]:
         """Return what counts rounds after this many passes."""
         return lambda done: self.cells((before + done) * self.n)
+
+
+def _views(
+    model: TrainedModel, adata: AnnData, cells: Placed, n_halves: int, *, seed: int
+) -> Iterator[tuple[np.ndarray, Placed]]:
+    """Yield genes that are seen, shape (n_genes,), and the cells' places by them: all of them, then each half."""
+    yield np.ones(cells.level.shape[1], dtype=bool), cells
+    yield from islice(placed_by_halves(model, adata, cells, seed=seed), n_halves)
 
 
 def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
@@ -154,7 +176,7 @@ def _controls(model: TrainedModel, adata: AnnData) -> AnnData:
 def _push(
     model: TrainedModel, adata: AnnData, cells: Placed, to: Mapping[str, Any], *, layer: str | None, seed: int
 ) -> np.ndarray:
-    """Return what the perturbation does to the place of each cell, its context's mean, shape (n_cells, n_components).
+    """Return what the perturbation does to the level of each cell, its context's mean, shape (n_cells, n_genes).
 
     The closed form alone: a cell is predicted in whole molecules, too few to say how the cell itself differs.
     """
@@ -164,14 +186,14 @@ def _push(
         rows = context == key
         made = predict(model, adata[rows], to, network=False, layer=layer, seed=seed)
         effect[rows] = made.uns["scidiff"]["effects"].set_index("gene").loc[model.genes, "effect"]
-    return directions(cells, effect)
+    return effect
 
 
 def _table(found: Fates, group: np.ndarray) -> pd.DataFrame:
-    """Return one row per group of cells and end: mean probability and its interval."""
+    """Return one row per group of cells and end: mean probability, its interval, and how reliable differences are."""
     rows = []
     for name in pd.unique(group):
         cells = group == name
         values = zip(found.names, *found.of(cells, level=LEVEL), strict=True)
-        rows += [(name, int(cells.sum()), *row) for row in values]
-    return pd.DataFrame(rows, columns=["group", "n", "end", "probability", "low", "high"])
+        rows += [(name, int(cells.sum()), *row, found.reliable[cells][0]) for row in values]
+    return pd.DataFrame(rows, columns=["group", "n", "end", "probability", "low", "high", "reliable"])

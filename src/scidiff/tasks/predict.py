@@ -27,7 +27,7 @@ from scidiff.predictor import context_keys
 from scidiff.sampling.generate import CHUNK, generate
 from scidiff.sampling.solvers import dpmpp_2m, invert
 from scidiff.tasks.dealing import counts_under
-from scidiff.tasks.requests import obs_column
+from scidiff.tasks.requests import gene_table, obs_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,6 +97,8 @@ def predict(
         whole.obs_names = [f"{name}-{len(parts)}" if parts else name for name in whole.obs_names]
         parts.append(whole)
     made = concat(parts, merge="same")
+    made.obs_names_make_unique(".")  # cells may have been called a and a-1
+    made.var = gene_table(adata, model.genes)
     for name in ("dose", "time"):
         if (column := model.schema.columns.get(name)) in made.obs:
             made.obs[column] = obs_column(made.obs[column].astype(object))
@@ -106,6 +108,7 @@ def predict(
         | ({"counts": "counts"} if model.standardizer is None else {}),
         condition=asked.to_json(orient="records"),
         network=network,
+        dealing=model.settings["dealing"],
         seed=seed,
         effects=pd.concat(effects, ignore_index=True),
     )
@@ -148,7 +151,9 @@ def _predict_group(
     where = ", ".join(f"{k}={v}" for k, v in own.items() if not pd.isna(v)) or "these cells"
     for note in notes:
         warnings.warn(f"{asked['perturbation']} in {where}: {note}", DataWarning, stacklevel=4)
-    treatment = [name for name in ("perturbation", "dose", "time") if name in asked]
+    # a dose that is not said is not known; a time that is not said is that of the cells
+    treatment = [name for name in ("perturbation", "dose") if name in asked]
+    treatment += ["time"] if time is not None else []
     after = table.iloc[rows].assign(**{name: asked[name] for name in treatment})
     obs = adata.obs.iloc[rows].assign(**{model.schema.columns[name]: asked[name] for name in treatment})
     obs["ood_score"] = ood

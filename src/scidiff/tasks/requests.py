@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,27 @@ def checked_depth(depth: float | np.ndarray, n: int) -> np.ndarray:
 
 
 def obs_column(column: pd.Series) -> pd.Series:
-    """Return a column that h5ad can hold: numbers with NaN, or text with "unknown" (doses of combinations are text)."""
+    """Return a column that h5ad can hold: numbers, or text (doses of combinations are); missing values stay missing."""
     given = column.dropna()
-    if len(given) and not given.map(lambda value: isinstance(value, str)).any():
+    if (len(given) or column.dtype != object) and not given.map(lambda value: isinstance(value, str)).any():
         return column.astype(float)
-    return column.astype(object).where(column.isna(), column.astype(str)).fillna("unknown")
+    text = column.astype(str).where(column.notna(), None)
+    return text.astype("category") if column.isna().any() else text.astype(object)
+
+
+def gene_table(adata: AnnData, genes: Sequence[str]) -> pd.DataFrame:
+    """Return what a user's cells say of genes, one row for each of ``genes``; see :func:`described`.
+
+    Of ``var`` and that of ``raw``, the one that has more of the genes: the counts were taken from there.
+    """
+    tables = [adata.var] if adata.raw is None else [adata.var, adata.raw.var]
+    return described(max(tables, key=lambda table: table.index.isin(genes).sum()), genes)
+
+
+def described(var: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of ``genes``, in their order; of those that are not there nothing is known."""
+    table = var[~var.index.duplicated()].reindex(genes)
+    return table if set(genes) <= set(var.index) else table.apply(obs_column)
 
 
 def as_cells(model: TrainedModel, x: Any, table: pd.DataFrame) -> AnnData:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy import sparse
 from scidiff.data.cells import read_cells
 from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
 from scidiff.errors import InputError
-from scidiff.integration.fate import transitions
+from scidiff.integration.fate import Places, transitions
 from scidiff.integration.velocity import N_COMPONENTS, N_NEIGHBORS, nearest, read_velocity
 from scidiff.model import TrainedModel
 from scidiff.sampling.field import displacement, flow_step, log_tilt
@@ -73,7 +74,7 @@ def velocity(
     out.layers.update(counts=cells.x, denoised=cells.level, velocity=moved)
     out.obsm["velocity_pca"] = directions(cells, moved)
     out.obsp["T_fwd"] = transitions(
-        cells.points, direction=out.obsm["velocity_pca"], n_neighbors=min(n_neighbors, len(cells.points) - 1)
+        Places(cells.points, out.obsm["velocity_pca"]), n_neighbors=min(n_neighbors, len(cells.points) - 1)
     )
     out.uns["scidiff"] = model.provenance(
         "velocity",
@@ -130,9 +131,41 @@ def placed(model: TrainedModel, adata: AnnData, *, layer: str | None = None) -> 
         raise InputError("velocity and fate need a model trained on counts with thinning; this one has Gaussian noise")
     cells = read_cells(adata, genes=model.genes, layer=layer)
     model.refuse_cells(cells.scale, adata.obs_names[row_sums(abs(cells.x)) == 0])
-    counts, cond = sparse.csr_matrix(cells.x), unlabelled(model, adata)
+    return _placed(model, adata, sparse.csr_matrix(cells.x), lambda x: x)
+
+
+def placed_by_halves(
+    model: TrainedModel, adata: AnnData, cells: Placed, *, seed: int = 0
+) -> Iterator[tuple[np.ndarray, Placed]]:
+    """Yield the genes of a half, shape (n_genes,), and the cells as the network sees them by these alone, then by the
+    other half, then by two other halves, without end.
+
+    Genes that a half lacks have the share of a cell's molecules that they have on average over cells, of which the
+    network cannot tell where the cell lies.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.asarray((sparse.diags(1 / row_sums(cells.x)) @ cells.x).mean(axis=0)).ravel()
+    while True:
+        half = rng.permutation(len(share)) < len(share) // 2
+        for seen in (half, ~half):
+            yield seen, _placed(model, adata, cells.x, partial(_by_some, seen=seen, share=share))
+
+
+def _by_some(x: np.ndarray, *, seen: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return counts with those of unseen genes at their share, for the depth that seen genes speak of."""
+    depth = np.maximum(x[:, seen].sum(axis=1, keepdims=True) / max(share[seen].sum(), 1e-9), 1)
+    return np.where(seen, x, depth * share).astype(np.float32)
+
+
+def _placed(
+    model: TrainedModel, adata: AnnData, counts: sparse.csr_matrix, shown: Callable[[np.ndarray], np.ndarray]
+) -> Placed:
+    """Return cells as the network sees them by what it is shown of their counts."""
+    cond = unlabelled(model, adata)
     chunks = (slice(start, start + CHUNK) for start in range(0, adata.n_obs, CHUNK))
-    level = np.concatenate([level_of(model, torch.from_numpy(counts[rows].toarray()), cond[rows]) for rows in chunks])
+    level = np.concatenate(
+        [level_of(model, torch.from_numpy(shown(counts[rows].toarray())), cond[rows]) for rows in chunks]
+    )
     n = min(N_COMPONENTS, min(level.shape) - 1)
     if n < 1:
         raise InputError(f"{adata.n_obs} cells and {len(model.genes)} genes: too few to tell a direction")
