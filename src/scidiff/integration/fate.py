@@ -148,6 +148,17 @@ def interval(rounds: np.ndarray, *, level: float = 0.9) -> tuple[np.ndarray, np.
     return low, high
 
 
+def check_walk(ends: np.ndarray, names: list[str], *, n_rounds: int, least: int = 2) -> None:
+    """Raise :class:`InputError` where cells cannot be walked; arguments as those of :func:`fates`."""
+    if n_rounds < least:
+        raise InputError(f"n_rounds={n_rounds}: at least {least} are needed")
+    for place, name in enumerate(names):
+        if (found := int((ends == place).sum())) < MIN_ARRIVED:
+            raise InputError(f"{found} cells have reached {name!r}: at least {MIN_ARRIVED} are needed")
+    if not (ends < 0).any():
+        raise InputError(f"all {len(ends)} cells have arrived: none is on the way, whose end could be asked")
+
+
 def fates(
     places: Places,
     ends: np.ndarray,
@@ -193,13 +204,7 @@ def fates(
     InputError
         An end has too few cells, none is on the way, or rounds are too few for the halves.
     """
-    if n_rounds < (least := max(2, 2 * len(halves))):
-        raise InputError(f"n_rounds={n_rounds}: at least {least} are needed")
-    for place, name in enumerate(names):
-        if (found := int((ends == place).sum())) < MIN_ARRIVED:
-            raise InputError(f"{found} cells have reached {name!r}: at least {MIN_ARRIVED} are needed")
-    if not (ends < 0).any():
-        raise InputError(f"all {len(ends)} cells have arrived: none is on the way, whose end could be asked")
+    check_walk(ends, names, n_rounds=n_rounds, least=max(2, 2 * len(halves)))
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(ends == place) for place in range(-1, len(names))]
     shares = np.array([len(some) for some in groups[1:]], dtype=float)

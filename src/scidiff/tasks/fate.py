@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from scidiff.errors import InputError, closest
-from scidiff.integration.fate import Fates, Places, fates, interval
+from scidiff.integration.fate import Fates, Places, check_walk, fates, interval
 from scidiff.integration.velocity import N_NEIGHBORS, has_velocity
 from scidiff.model import TrainedModel
 from scidiff.predictor import context_keys
@@ -56,6 +56,7 @@ def fate(
         adata = _controls(model, adata)
     group = adata.obs[column].astype(str).to_numpy()
     ends = pd.Index(names).get_indexer(group)
+    check_walk(ends, names, n_rounds=n_rounds)  # before the long part
     moving = use_velocity and has_velocity(adata)
     n_halves = min(2 * N_HALVINGS, n_rounds // 4 * 2)
     progress = _Progress(on_cells, adata.n_obs, passes=moving + n_halves + n_rounds * (1 if to is None else 2))
