@@ -178,7 +178,7 @@ def _training_result(out: Path, model: ScIDiff, split: Any) -> tuple[dict[str, A
     text = (
         f"{process} model of {n_cells} cells x {len(model.genes)} genes written to {out} "
         f"({facts['seconds']:.0f} s; held-out loss {best['heldout']:.4g}, the least, at step {facts['best_step']} of "
-        f"{facts['steps']})"
+        f"{facts['steps']} of the network that samples)"
     )
     if split is None:
         return facts, text
