@@ -47,7 +47,7 @@ TO_DENOISE = Thinning(empty=0.0, uniform=1.0, middle=True, power=0.5, own_counts
 
 #: width and blocks of networks
 SIZE = {"width": 384, "n_blocks": 3}
-#: those of the one for posterior means, trained on fewer than so many cells: as good on held-out molecules, and faster
+#: those of the one for posterior means where there are fewer cells: faster, and nearly as good on held-out molecules
 SMALL, MANY_CELLS = {"width": 256, "n_blocks": 2}, 30_000
 
 #: what stands between a perturbation and its dose in rankings
