@@ -84,7 +84,7 @@ class ScIDiff(TrainedModel):
         config
             Settings of the training run.
         denoise_only
-            Train no more than :meth:`denoise` and :meth:`predict` need; it is faster, and the model refuses to generate.
+            Train no more than :meth:`denoise` and :meth:`predict` need; faster, and the model refuses to generate.
         seed
             Shorthand for ``config.seed``.
         checkpoint
