@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -498,3 +499,20 @@ def test_a_few_kills():
     words = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "3", "--interrupts", "2"]
     made = subprocess.run(words, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
+
+
+def test_values_of_no_form_that_libhdf5_would_die_of(tmp_path):
+    path = tmp_path / "a.h5ad"
+    screen().write_h5ad(path)
+    form = bytes.fromhex("19010000100000001000000001000000")  # varying length: text in ASCII
+    with h5py.File(path, "a") as file:
+        kept = file["uns"]
+        kept["sequence"] = np.array([np.arange(3), np.arange(2)], dtype=h5py.vlen_dtype(np.uint8))
+        kept["pairs"] = np.array([("a", 1.0)], dtype=[("name", h5py.string_dtype("ascii")), ("value", float)])
+        file["X"].attrs.create("note", "a", dtype=h5py.string_dtype("ascii"))
+    open_hdf5(path).close()  # sound: nothing is refused
+    content = path.read_bytes()
+    at = content.index(form, content.index(b"note\0"))
+    path.write_bytes(content[: at + 1] + b"\x04" + content[at + 2 :])
+    with pytest.raises(sd.InputError, match=r"h5ad is damaged or no h5ad file: X/note is neither text"):
+        read_h5ad(path)

@@ -56,13 +56,16 @@ def check_h5ad(path: Path) -> None:
 
 #: how a heap of strings begins in an HDF5 file, and how many bytes of a file are searched for one: half a second
 HEAP, SEARCHED = b"GCOL\x01\0\0\0", 1 << 30
+#: where an encoded type of varying length says of what form it is
+VLEN_FORM = 3
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Return an HDF5 file, open for reading; raise what h5py raises, and ValueError for what it would read for ever.
+    """Return an HDF5 file, open for reading; raise what h5py raises, and ValueError for what would end the process.
 
     A heap holds objects one after the other: number (0: free space), bytes, content in units of eight. libhdf5 2.0
-    does not notice that the next one begins no later than this one, and cannot be stopped.
+    does not notice that the next one begins no later than this one, and cannot be stopped; and it dies of values
+    of varying length that are neither text nor a sequence.
     """
     import h5py
 
@@ -78,7 +81,37 @@ def open_hdf5(path: Path) -> h5py.File:
                     raise ValueError(f"its strings at byte {heap} have no end")
                 at += step
             heap = seen.find(HEAP, heap + 1, SEARCHED)
-    return h5py.File(path)
+    file = h5py.File(path)
+    try:
+        for name in _unreadable(file):
+            raise ValueError(f"{name} is neither text nor a sequence")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _unreadable(file: h5py.File) -> list[str]:
+    """Return the names of values and attributes whose type says that their length varies, and as what says nothing."""
+    import h5py
+    from h5py import h5t
+
+    def is_lost(kind: h5t.TypeID) -> bool:
+        if isinstance(kind, h5t.TypeCompoundID):
+            return any(is_lost(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+        if isinstance(kind, h5t.TypeVlenID) and kind.encode()[VLEN_FORM] & 0xF > 1:  # 0: a sequence, 1: text
+            return True
+        return isinstance(kind, (h5t.TypeVlenID, h5t.TypeArrayID)) and is_lost(kind.get_super())
+
+    def look(name: str, item: h5py.HLObject) -> None:
+        named = {f"{name}/{key}": item.attrs.get_id(key) for key in item.attrs}
+        named |= {name: item.id} if isinstance(item, h5py.Dataset) else {}
+        lost.extend(place for place, one in named.items() if is_lost(one.get_type()))
+
+    lost: list[str] = []
+    look("", file)
+    file.visititems(look)
+    return lost
 
 
 def check_tables(path: Path, **tables: pd.DataFrame) -> None:

@@ -375,10 +375,9 @@ def _to_denoise(config: TrainConfig, n_cells: int) -> TrainConfig:
     """Return the settings of the shorter run that stops where held-out molecules are predicted best."""
     return replace(
         config,
-        steps=max(1, round(0.5 * config.steps_for(n_cells))),
-        learning_rate=1.5 * config.learning_rate,
+        steps=max(1, round(0.75 * config.steps_for(n_cells))),
+        batch_size=2 * config.batch_size,
         weight_decay=9 * config.weight_decay,
-        ema=min(config.ema, 0.99),
         patience=config.patience or (4 if config.heldout else None),
     )
 
