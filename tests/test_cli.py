@@ -378,6 +378,10 @@ def test_as_a_program(place):
     wrong = subprocess.run([*words, "cels.h5ad"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr == "error: there is no file cels.h5ad; nearest: 'cells.h5ad'\n"
+    with subprocess.Popen([*words, "cells.h5ad"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as unread:
+        unread.stdout.close()  # as by `| head`, which has seen enough
+        assert unread.stderr.read() == b""
+    assert unread.returncode > 0
 
 
 # ---- interruptions --------------------------------------------------------------------------------------------------

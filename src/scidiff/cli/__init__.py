@@ -10,6 +10,7 @@ Heavy libraries are imported by the verbs that need them, so that ``scidiff --he
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{error.format_message()} (see scidiff --help)", code=2)
     except InputError as error:
         return fail(str(error))
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return fail(reason(error))
     except MemoryError as error:
