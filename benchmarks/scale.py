@@ -5,10 +5,10 @@
 Files are simulated, csr without compression, about 600 molecules a cell; speed does not depend on biology. Each is read
 and trained on in a process of its own, whose largest memory is reported. *Reading* are the two passes before training
 (is it counts; depths and the sample of cells in memory); *feeding* is what minibatches reach without a network, kept
-molecules split from those held out; *training* are steps of the stage that denoises, with the model's default size; a
-pass over all cells takes as long as cells / training. *Denoising* is of 2,000 genes into float16 zarr, measured on a
-share of the file. With --whole, training is one whole pass over the largest file, and all of its cells are denoised:
-*in all* is what reading, training and denoising took. From 50,000 cells on, memory holds a sample of so many, and grows
+molecules split from those held out; *training* are steps of the stage that denoises, with the size that networks have
+where cells are many, also where they are few; a pass over all cells takes as long as cells / training. *Denoising* is
+of 2,000 genes into float16 zarr, measured on a share of the file. With --whole, training is one whole pass over the
+largest file, and all of its cells are denoised: *in all* is what reading, training and denoising took. From 50,000 cells on, memory holds a sample of so many, and grows
 only with what is known of each cell: names, conditions, depth. Processes: the same minibatches of the smallest file,
 cut among processes of one thread.
 """
@@ -36,6 +36,7 @@ from throughput import fake_cells
 import scidiff as sd
 from scidiff.shares import Share
 from scidiff.streaming import RUN, CellFile
+from scidiff.model import SIZE
 from scidiff.training import StoredBatches
 from scidiff.training.batches import Batches
 
@@ -104,6 +105,7 @@ def trained(path: Path, steps: int) -> tuple[sd.ScIDiff, float]:
         path,
         SCHEMA,
         denoise_only=True,
+        **SIZE,
         config=sd.TrainConfig(steps=steps * 4 // 3, evaluate_every=10**6),
         on_step=lambda at: looks.append(time.monotonic()),
     )

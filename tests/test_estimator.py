@@ -69,6 +69,14 @@ def gaussian() -> ScIDiff:
     return ScIDiff.fit(screen(), SCHEMA, noise="gaussian", seed=0, **SMALL)
 
 
+def test_a_model_says_in_three_lines_what_it_is(model):
+    assert repr(model).splitlines() == [
+        "ScIDiff of 24 genes, counts, thinning noise",
+        f"    trained on {screen().n_obs} cells",
+        "    conditions: perturbation (4 values), cell_type (2 values), batch (2 values), dose, time",
+    ]
+
+
 def share(cells: ad.AnnData, name: str) -> float:
     x = cells.layers["counts"]
     return float(x[:, MARKERS[name]].sum() / x.sum())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScIDiff(TrainedModel):
     """A trained model. Made by :meth:`fit` or :meth:`load`; there is no untrained state."""
 
@@ -355,7 +355,8 @@ class ScIDiff(TrainedModel):
 
         *Under a perturbation* (``to`` names one) control cells end as :meth:`predict` has them at the end of the path.
         Doses and times that were measured on the way are stops, predicted too; between stops genes move at the pace of
-        their effects in closed form. Dose 0 and time 0 are the cells themselves.
+        their effects in closed form. At dose 0 they are the cells themselves, and at time 0 where several times since
+        the perturbation were measured.
 
         *Between populations* (``along={"time": ...}``, or ``to`` another context) nobody knows who becomes whom: the
         cells given are coupled with cells of the next time by optimal transport in 50 principal components. Cells of
@@ -698,7 +699,8 @@ class ScIDiff(TrainedModel):
         seed
             Makes the result reproducible.
         on_cells
-            Called with the number of walks from a cell that are done, its velocity counted as one, and of all.
+            Called with the number of walks from a cell that are done, its velocity and its place by each half of the
+            genes counted as one, and of all.
 
         Raises
         ------

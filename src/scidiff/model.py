@@ -54,7 +54,7 @@ SMALL, MANY_CELLS = {"width": 256, "n_blocks": 2}, 30_000
 DOSE = " @ "
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
     """The parts of a model; :class:`scidiff.ScIDiff` adds what it can be asked.
 
@@ -120,6 +120,18 @@ class TrainedModel:
     def counted(self) -> bool:
         """Whether the model was trained on counts, with either noise."""
         return self.scale == "counts"
+
+    def __repr__(self) -> str:
+        told = self.vocabulary
+        known = ({"perturbation": told.perturbations} if self.schema.perturbation else {}) | told.categories
+        conditions = [f"{name} ({len(values)} values)" for name, values in known.items()]
+        conditions += [name for name in ("dose", "time") if getattr(self.schema, name) is not None]
+        conditions += list(told.modules)
+        return (
+            f"{type(self).__name__} of {len(self.genes):,} genes, {self.scale}, {self.settings['noise']} noise\n"
+            f"    trained on {self.settings['n_cells']:,} cells\n"
+            f"    conditions: {', '.join(conditions) or 'none'}"
+        )
 
     # ---- in a folder ---------------------------------------------------------------------------------------------
 
