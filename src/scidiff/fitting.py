@@ -350,9 +350,9 @@ def _library(cells: Cells, schema: Schema, *, seed: int) -> Library | None:
     if names[known & ~control].nunique() < 2:  # with one there is no question
         return None
     batch = table[[name for name in (*schema.context, "batch") if name in table]].astype(str).agg("|".join, axis=1)
-    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    x = cells.x[known]
     library = Library.of(
-        logged[known],
+        log1p_cp10k(x) if cells.scale == "counts" else x,
         list(names[known]),
         control=CONTROL,
         genes=cells.genes,

@@ -20,7 +20,7 @@ from torch import Tensor
 from scidiff.errors import InputError
 from scidiff.files import maker_is_gone, part_of, remove
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 
 

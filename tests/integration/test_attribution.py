@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -28,9 +29,8 @@ def library_of(effects: np.ndarray, covariance: np.ndarray, n: float) -> Library
     return Library(
         tuple(f"g{i}" for i in range(len(covariance))),
         names,
-        means[None],
-        np.full((1, len(means)), float(n)),
-        False,
+        means,
+        np.full(len(means), float(n)),
         vectors[:, ::-1].T,
         values[::-1],
         np.diag(covariance),
@@ -65,12 +65,12 @@ def rng():
 def test_posterior_is_the_bayes_posterior_when_the_covariance_is_known(rng):
     """q and the library's means are both measured: their difference is N(0, Sigma (1/n_q + 1/n_lib))."""
     library = library_of(rng.normal(size=(5, 8)), 0.7 * np.eye(8), n=1e7)  # isotropic: K = Sigma whatever the mix
-    library = replace(library, n=np.full((1, 6), 40.0), means=library.means)
-    library.__dict__["shrunk"] = library.means[0, 1:] - 1  # a flat prior
-    query = Query(library.means[0, 2] + 0.2 * rng.normal(size=8), 20)
+    library = replace(library, n=np.full(6, 40.0))
+    library.__dict__["shrunk"] = library.profiles[1:] - 1  # a flat prior
+    query = Query(library.profiles[2] + 0.2 * rng.normal(size=8), 20)
     found = LDA(library, query).set_index("name")["posterior"]
     noise = 0.7 * (1 / 20 + 1 / 40) * np.eye(8)
-    logs = [multivariate_normal.logpdf(query.mean, mean, noise) for mean in library.means[0, 1:]]
+    logs = [multivariate_normal.logpdf(query.mean, mean, noise) for mean in library.profiles[1:]]
     np.testing.assert_allclose(found[list(library.names)], softmax(logs), atol=1e-10)
 
 
@@ -79,7 +79,7 @@ def test_score_equals_that_of_the_dense_inverse(rng):
     library = library_of(rng.normal(size=(4, 10)), covariance, n=1e9)
     k = 0.2 * covariance + 0.8 * np.trace(covariance) / 10 * np.eye(10)
     query = Query(1 + rng.normal(size=10), 50)
-    gap = query.mean - library.means[0, 1:]
+    gap = query.mean - library.profiles[1:]
     expected = -0.5 * np.einsum("pg,gh,ph->p", gap, np.linalg.inv(k), gap)
     np.testing.assert_allclose(LDA(library, query).set_index("name")["score"][list(library.names)], expected, 1e-6)
 
@@ -226,7 +226,7 @@ def test_a_planted_cause_is_found_across_batches_where_cosine_is_misled(rng):
 
 def test_an_effect_is_a_query(rng):
     library = library_of(rng.normal(size=(5, 8)), correlated(rng, 8), n=1e9)
-    table = LDA(library, Query.of_effect(library.means[0, 4] - 1, library))
+    table = LDA(library, Query.of_effect(library.profiles[4] - 1, library))
     assert table["name"][0] == "p3"
     assert list(table.columns) == ["name", "score", "posterior"]
     assert table["score"].is_monotonic_decreasing
@@ -274,12 +274,31 @@ def test_a_library_survives_the_file(rng, tmp_path):
     pd.testing.assert_frame_equal(LDA(library, query), LDA(again, query), rtol=1e-3)
 
 
-def test_leaving_out_the_only_batch_of_a_condition_leaves_the_condition_out(rng):
-    x, groups, batch, _ = screen(rng, batches=2)
-    keep = ~((groups == "p3") & (batch == 0))
-    library = Library.of(x[keep], groups[keep], control="control", genes=GENES, batch=batch[keep])
-    assert "p3" in library.without(0).names
-    assert "p3" not in library.without(1).names
+def test_leaving_out_a_batch_is_as_if_it_had_not_been_measured(rng):
+    """Temperatures come from libraries of the other batches, made from sums; p3 was measured in batch 1 alone."""
+    x, groups, batch, _ = screen(rng, batches=4, shift=1.0)
+    keep = (groups != "p3") | (batch == 1)
+    x, groups, batch = x[keep], groups[keep], batch[keep]
+    names = sorted(set(groups))  # control first
+    cells = attribution._Cells(x, batch, np.searchsorted(names, groups), True)
+    sums, *_ = attribution._moments(cells, rng)
+    for fold in range(4):
+        others = batch != fold
+        library = Library.of(x[others], groups[others], control="control", genes=GENES, batch=batch[others])
+        assert ("p3" in library.names) == (fold != 1)
+        found = sums.without(fold, *cells.sums(fold)).profiles()
+        np.testing.assert_allclose(found, library.profiles, atol=1e-10)
+
+
+def test_memory_holds_no_mean_of_every_batch_and_condition(rng):
+    n_genes, row, batch = 300, np.tile(np.arange(40), 120), np.repeat(np.arange(60), 80)
+    x = sparse.random(len(row), n_genes, density=0.05, format="csr", random_state=0)
+    groups = np.where(row == 0, "control", np.char.add("p", row.astype(str)))
+    tracemalloc.start()
+    Library.of(x, groups, control="control", genes=[f"g{i}" for i in range(n_genes)], batch=batch)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * 40 * n_genes * 8
 
 
 @pytest.mark.parametrize(

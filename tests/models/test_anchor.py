@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -267,6 +269,35 @@ class TestExpression:
         before = fitted.raw(drug="A")
         fitted.anchor = fitted.anchor.standardised(mean, sd)
         np.testing.assert_allclose(fitted.raw(drug="A"), (before - mean) / sd, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_groups_a_few_at_a_time_are_as_all_at_once(monkeypatch, counts):
+    schema = Schema(perturbation="drug", control="ctrl", context=["type"], batch="well")
+    obs, x, _ = screen(12, drugs=("ctrl", "A", "B", "A+B"))
+    obs["well"] = [f"w{i % 5}" for i in range(len(obs))]
+    at_once = Fitted(obs, x if counts else np.log1p(x), schema, counts=counts).anchor.state_dict()
+    monkeypatch.setattr("scidiff.models.anchor.VALUES", 3 * N_GENES)
+    monkeypatch.setattr("scidiff.models.anchor.CELLS", 2)
+    in_parts = Fitted(obs, x if counts else np.log1p(x), schema, counts=counts).anchor.state_dict()
+    for name, value in at_once.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_memory_does_not_grow_with_batches_times_perturbations(monkeypatch, counts):
+    n_genes, batch, drug = 400, np.repeat(np.arange(60), 40), np.tile(np.arange(40), 60)
+    schema = Schema(perturbation="drug", control="0", batch="well")
+    table = schema.table(type("Obs", (), {"obs": pd.DataFrame({"drug": drug.astype(str), "well": batch.astype(str)})}))
+    cond = Vocabulary.learn(table, schema).encode(table)
+    x = sparse.random(len(table), n_genes, density=0.05, format="csr", random_state=0, dtype=np.float32)
+    x.data = np.ceil(3 * x.data)
+    monkeypatch.setattr("scidiff.models.anchor.VALUES", 20_000)
+    tracemalloc.start()
+    Anchor.fit(x, cond, control=schema.is_control(table), counts=counts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(table) * n_genes * 8 / 2  # half of a matrix of all groups
 
 
 def test_from_state_is_the_same_anchor():

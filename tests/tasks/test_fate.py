@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 import scidiff as sd
 from scidiff.data import simulate
 from scidiff.evaluation.metrics import cross_boundary_direction
 from scidiff.integration.velocity import nearest, read_velocity
-from scidiff.tasks.fate import _found
+from scidiff.tasks.fate import _found, _push
+from scidiff.tasks.predict import perturbations
 from scidiff.tasks.velocity import _by_some, placed, placed_by_halves
 
 SCHEMA = sd.Schema(perturbation="perturbation", control="control", context=["cell_type"], dose="dose", time="time")
@@ -51,12 +53,13 @@ def test_velocity_points_out_of_the_stem(moving, simulation):
     assert np.mean(list(found.values())) > 0
 
 
-def test_velocity_is_in_the_form_that_others_read(moving, model, tmp_path):
+def test_velocity_is_in_the_form_that_others_read(moving, model, controls, tmp_path):
     assert moving.layers["velocity"].shape == moving.shape
     assert np.isfinite(moving.layers["velocity"]).all()
     np.testing.assert_allclose(moving.obsp["T_fwd"].sum(axis=1), 1)
     assert moving.obsp["T_fwd"].min() >= 0
     np.testing.assert_allclose(moving.layers["velocity"] @ moving.varm["PCs"], moving.obsm["velocity_pca"], atol=1e-4)
+    pd.testing.assert_frame_equal(moving.var, controls.var.loc[model.genes])
     moving.write_h5ad(tmp_path / "moving.h5ad")
     again = ad.read_h5ad(tmp_path / "moving.h5ad")
     assert again.uns["scidiff"]["source"] == "spliced and unspliced"
@@ -76,6 +79,7 @@ def test_cells_flow_where_their_velocity_leads(model, controls):
     made = model.trajectory(cells, **ask)
     frame = [made[made.obs["frame"] == k] for k in range(5)]
     start = cells[cells.obs["young"] == "True"]
+    pd.testing.assert_frame_equal(made.var, cells.var.loc[model.genes])
     assert frame[0].obs["cell"].tolist() == frame[0].obs["near"].tolist() == start.obs_names.tolist()
     assert (frame[0].layers["counts"] != start.layers["counts"]).nnz == 0
     depth = [np.asarray(some.layers["counts"].sum(axis=1)).ravel() for some in frame]
@@ -167,11 +171,27 @@ def test_halves_of_the_genes(model, controls):
 
 
 @pytest.mark.filterwarnings("ignore::scidiff.errors.DataWarning")
+@pytest.mark.parametrize("more", [{}, {"time": 30.0}, {"dose": 0.5, "time": 72.0}])
+def test_a_push_is_the_effect_that_predict_tells(model, simulation, controls, more):
+    drug = simulation.lab.perturbations.query("type == 'drug'").index[0]
+    asked = {"perturbation": drug, **more}
+    push = _push(model, controls, placed(model, controls, layer="counts"), perturbations(model, asked).iloc[0].dropna())
+    told = model.predict(controls, asked, network=False, layer="counts").uns["scidiff"]["effects"]
+    for kind in controls.obs["cell_type"].unique():
+        rows = (controls.obs["cell_type"] == kind).to_numpy()
+        own = told[told["condition"].str.startswith(f"cell_type={kind} ")]
+        assert own["gene"].tolist() == model.genes
+        np.testing.assert_array_equal(push[rows], np.tile(own["effect"].to_numpy(np.float32), (rows.sum(), 1)))
+    assert np.abs(push).max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore::scidiff.errors.DataWarning")
 def test_fate_under_a_perturbation(model, simulation, ends, tmp_path):
     null = simulation.lab.perturbations.query("is_null and type != 'drug'").index[0]
     asked = {"perturbation": null, "dose": 1.0, "time": 72.0}
     found = model.fate(simulation.adata, ends, to=asked, n_rounds=3, n_neighbors=15, layer="counts")
     assert (found.obs["perturbation"] == "control").all()
+    pd.testing.assert_frame_equal(found.var, simulation.adata.var.loc[model.genes])
     table = found.uns["scidiff"]["fate"]
     np.testing.assert_allclose(table["perturbed"] - table["probability"], table["change"], atol=1e-6)
     assert {"perturbed_low", "perturbed_high", "change_low", "change_high"} <= set(table)
@@ -223,6 +243,8 @@ def test_cells_stand_for_those_of_their_group():
         ({"cell_type": ["A1"]}, {}, "two ends"),
         ({"cell_type": ["A1", "B1"]}, {"n_neighbors": 0}, "n_neighbors=0"),
         ({"cell_type": ["A1", "B1"]}, {"to": {"perturbation": "nobody"}, "use_velocity": False}, "nobody"),
+        ({"cell_type": ["A1", "B1"]}, {"to": {"time": 72.0}}, "name the perturbation to predict"),
+        ({"cell_type": ["A1", "B1"]}, {"to": {"cell_type": "A1"}}, "cell_type belongs to the cells"),
     ],
 )
 def test_bad_requests(model, controls, ends, options, message):

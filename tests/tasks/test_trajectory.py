@@ -80,8 +80,11 @@ def truth(kind: str, dose: float, hours: float) -> np.ndarray:
 
 
 def test_a_dose_path_begins_with_the_cells_passes_predictions_and_ends_with_one(screened, controls):
+    controls = controls.copy()
+    controls.var["symbol"] = controls.var_names.str.lower()
     before = controls.copy()
     made = screened.trajectory(controls, {"drug": "A", "hours": 24}, along={"dose": (0, 10)}, steps=10)
+    pd.testing.assert_frame_equal(made.var, controls.var)
     assert made.n_obs == 11 * 300
     first = frame(made, 0)
     assert first.obs["cell"].tolist() == controls.obs_names.tolist()

@@ -46,7 +46,7 @@ FIRST_BLOCK = 4  # axes in the first James-Stein block; each next one is twice a
 CAUTION = 2.0  # standard deviations by which a block of the control shift must exceed noise
 MAX_REHEARSED = 6  # folds, the largest, that are left out to find temperatures
 LISTED = 20  # genes up and down, where the library rehearses queries by gene names
-ARRAYS = ("means", "n", "axes", "axis_variance", "variance")
+ARRAYS = ("profiles", "n", "axes", "axis_variance", "variance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,22 +97,20 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """What is known of each condition: means by fold, and how cells vary within conditions. Made by :meth:`of`.
+    """What is known of each condition: its mean, and how cells vary within conditions. Made by :meth:`of`.
 
     Parameters
     ----------
     genes, names
         Gene names, and names of the conditions, without control.
-    means, n
-        Mean log1p(CP10k) and cells by fold and condition, shape (n_folds, 1 + n_conditions, n_genes) and
-        (n_folds, 1 + n_conditions); controls come first. A mean of no cells is 0.
-    batched
-        Whether folds are batches, which differ, or random halves of one.
+    profiles, n
+        Mean log1p(CP10k) without batch effects, shape (1 + n_conditions, n_genes), and cells, (1 + n_conditions,);
+        controls come first.
     axes, axis_variance
-        Principal axes of the residuals within fold and condition, orthonormal rows (n_axes, n_genes), and the variance
+        Principal axes of the residuals within batch and condition, orthonormal rows (n_axes, n_genes), and the variance
         along each, falling.
     variance
-        Variance within fold and condition per gene, shape (n_genes,).
+        Variance within batch and condition per gene, shape (n_genes,).
     separator
         Between the parts of a combination's name; None if no name is a combination.
     temperature
@@ -121,9 +119,8 @@ class Library:
 
     genes: tuple[str, ...]
     names: tuple[str, ...]
-    means: np.ndarray
+    profiles: np.ndarray
     n: np.ndarray
-    batched: bool
     axes: np.ndarray
     axis_variance: np.ndarray
     variance: np.ndarray
@@ -181,29 +178,21 @@ class Library:
         row = pd.Categorical(labels, categories=[control, *names]).codes.astype(int)
         batched = batch is not None and len(set(batch)) > 1
         fold = pd.factorize(np.asarray(batch).astype(str), sort=True)[0] if batched else _halves(row, rng)
-        means, n, axes, axis_variance, variance = _moments(x, fold, row, rng)
-        library = cls(tuple(map(str, genes)), tuple(names), means, n, batched, axes, axis_variance, variance, separator)
-        return replace(library, temperature=_temperatures(library))
+        cells = _Cells(x, fold, row, batched)
+        sums, axes, axis_variance, variance = _moments(cells, rng)
+        library = cls(
+            genes=tuple(map(str, genes)),
+            names=tuple(names),
+            profiles=sums.profiles(),
+            n=cells.n.sum(axis=0),
+            axes=axes,
+            axis_variance=axis_variance,
+            variance=variance,
+            separator=separator,
+        )
+        return replace(library, temperature=_temperatures(library, cells, sums))
 
     # ---- what follows from it ----------------------------------------------------------------------------------------
-
-    @cached_property
-    def profiles(self) -> np.ndarray:
-        """Means of control and conditions without batch effects, by least squares, shape (1 + n_conditions, n_genes).
-
-        mean_bi = profile_i + batch_b + noise / n_bi; batch effects sum to 0. A condition seen in some of the batches
-        only is thereby compared with the others of these batches.
-        """
-        total = self.n.sum(axis=0)
-        pooled = np.einsum("br,brg->rg", self.n, self.means) / total[:, None]
-        if not self.batched:
-            return pooled
-        share = self.n / total
-        normal = np.diag(self.n.sum(axis=1)) - share @ self.n.T
-        right = np.einsum("br,brg->bg", self.n, self.means - pooled)
-        batches = np.linalg.lstsq(normal, right, rcond=1e-10)[0]
-        batches -= batches.mean(axis=0)
-        return pooled - share.T @ batches
 
     @property
     def control(self) -> np.ndarray:
@@ -213,7 +202,7 @@ class Library:
     @property
     def cells(self) -> np.ndarray:
         """Cells of every condition, shape (n_conditions,)."""
-        return self.n.sum(axis=0)[1:]
+        return self.n[1:]
 
     @cached_property
     def shrunk(self) -> np.ndarray:
@@ -272,7 +261,7 @@ class Library:
         if query.control is None:
             return np.zeros(len(self.genes))
         along, rest = self.along(query.control - self.control)
-        noise = 1 / query.control_n + 1 / self.n.sum(axis=0)[0]
+        noise = 1 / query.control_n + 1 / self.n[0]
         first, size = 0, FIRST_BLOCK
         while first < len(along):
             last = first + size if len(along) - first >= 2 * size else len(along)
@@ -285,14 +274,6 @@ class Library:
         if free and left > 1e-6 * self.variance.sum():
             rest *= _james_stein(free * np.sum(rest**2) / left / noise, free)
         return along @ self.axes + rest
-
-    def without(self, fold: int) -> Library:
-        """Return the library of the other folds; conditions measured in this one only are left out."""
-        n, means = np.delete(self.n, fold, axis=0), np.delete(self.means, fold, axis=0)
-        there = n.sum(axis=0) > 0
-        there[0] = True
-        names = tuple(np.array(self.names)[there[1:]])
-        return replace(self, names=names, means=means[:, there], n=n[:, there], batched=self.batched and len(n) > 1)
 
     def check(self, values: np.ndarray, what: str) -> None:
         """Raise InputError unless ``values`` has one number per gene of the library."""
@@ -316,16 +297,16 @@ class Library:
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict]:
         """Return named arrays, float32, as safetensors stores them, and JSON values; :meth:`from_arrays` reads both."""
-        about = {name: getattr(self, name) for name in ("batched", "separator")}
-        about |= {"genes": list(self.genes), "names": list(self.names), "temperature": dict(self.temperature)}
+        about: dict[str, Any] = {"genes": list(self.genes), "names": list(self.names), "separator": self.separator}
+        about["temperature"] = dict(self.temperature)
         return {name: np.asarray(getattr(self, name), dtype=np.float32) for name in ARRAYS}, about
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], about: Mapping) -> Library:
         """Return the library that :meth:`to_arrays` wrote."""
-        lists = {name: tuple(about[name]) for name in ("genes", "names")}
-        matrices: dict[str, Any] = {name: np.asarray(arrays[name], dtype=float) for name in ARRAYS}
-        return cls(**matrices, **{**about, **lists})
+        matrices: dict[str, Any] = {name: np.asarray(values, dtype=float) for name, values in arrays.items()}
+        rest: dict[str, Any] = {name: about[name] for name in ("separator", "temperature")}
+        return cls(genes=tuple(about["genes"]), names=tuple(about["names"]), **matrices, **rest)
 
 
 # ---- methods: library and query in, one row per candidate out --------------------------------------------------------
@@ -459,22 +440,25 @@ def _ranked(names: Sequence[str], scores: np.ndarray, sharpness: float) -> pd.Da
     return table.sort_values("score", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
-def _temperatures(library: Library) -> dict[str, float]:
+def _temperatures(library: Library, cells: _Cells, sums: _Sums) -> dict[str, float]:
     """Method -> the temperature under which left-out folds are named most probably; empty if none can be left out."""
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"lda": [], "cosine": [], "from_genes": []}
-    for fold in np.argsort(-library.n.sum(axis=1), kind="stable")[:MAX_REHEARSED]:
-        n, others = library.n[fold], library.without(fold)
-        if not n[0] or not others.n[:, 0].any() or len(others.names) < 2:
+    for fold in np.argsort(-cells.n.sum(axis=1), kind="stable")[:MAX_REHEARSED]:
+        n, left = cells.n[fold], np.delete(cells.n, fold, axis=0).sum(axis=0)
+        kept = np.flatnonzero(left)  # conditions that were measured elsewhere, too
+        if not n[0] or not left[0] or len(kept) < 3:
             continue
-        place = {name: row for row, name in enumerate(library.names, start=1)}
-        row = np.array([place[name] for name in others.names])
-        truth = np.flatnonzero(n[row])
-        means, control, cells = library.means[fold, row[truth]], library.means[fold, 0], n[row[truth]]
+        there, own = cells.sums(fold)
+        names = tuple(np.array(library.names)[kept[1:] - 1])
+        others = replace(library, names=names, profiles=sums.without(fold, there, own).profiles(), n=left[kept])
+        truth = np.flatnonzero(n[kept[1:]])
+        means = own / n[there, None]
+        control, means, size = means[0], means[np.isin(there, kept)][1:], n[kept[1:]][truth]
         moved = means - others.shift(Query(control, n[0], control, n[0])) - others.control
         for method, scores, each in (
-            ("lda", _lda(others, moved), cells),
-            ("cosine", _cosine(others, means - control), cells),
-            ("from_genes", _signs(others, _most_changed(library, means - control)), np.full(len(cells), np.inf)),
+            ("lda", _lda(others, moved), size),
+            ("cosine", _cosine(others, means - control), size),
+            ("from_genes", _signs(others, _most_changed(library, means - control)), np.full(len(size), np.inf)),
         ):
             sharpness = np.array([_sharpness(others, method, one) for one in each])
             found[method].append((sharpness[:, None] * np.nan_to_num(scores, nan=-1e9), truth))
@@ -531,28 +515,106 @@ def _halves(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return fold
 
 
-def _moments(x: Matrix, fold: np.ndarray, row: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Means and cells by fold and condition; axes, variances along them and per gene within fold and condition."""
-    shape = fold.max() + 1, row.max() + 1
-    group = fold * shape[1] + row
-    n = np.bincount(group, minlength=shape[0] * shape[1]).astype(float)
-    member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), shape=(len(n), len(group)))
-    sums = _dense(member @ x)
-    squares = _mean(x.multiply(x) if sparse.issparse(x) else np.square(x)) * x.shape[0]
-    means = sums / np.maximum(n, 1)[:, None]
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Expression of cells with fold and condition. Sums are of one fold at a time: all folds together fill memory."""
+
+    x: Matrix
+    fold: np.ndarray
+    row: np.ndarray
+    batched: bool
+
+    @cached_property
+    def n(self) -> np.ndarray:
+        """Cells by fold and condition, shape (n_folds, 1 + n_conditions)."""
+        shape = self.fold.max() + 1, self.row.max() + 1
+        group = self.fold * shape[1] + self.row
+        return np.bincount(group, minlength=shape[0] * shape[1]).astype(float).reshape(shape)
+
+    def sums(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the conditions that are in a fold, and the sums over their cells there, shape (n_there, n_genes)."""
+        there, cells = np.flatnonzero(self.n[fold]), np.flatnonzero(self.fold == fold)
+        row = np.searchsorted(there, self.row[cells])
+        member = sparse.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), shape=(len(there), len(row)))
+        return there, _dense(member @ self.x[cells])
+
+    def squares(self) -> np.ndarray:
+        """Return the sums of squares over all cells, shape (n_genes,)."""
+        total, n = np.zeros(self.x.shape[1]), self.x.shape[0]
+        for start in range(0, n, MAX_CELLS):  # squares of all cells at once would double the memory
+            part = self.x[start : start + MAX_CELLS]
+            squares = part.power(2) if sparse.issparse(part) else np.square(part)
+            total += np.ones(part.shape[0]) @ squares
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the cells of conditions (1 + n_conditions, n_genes) and of folds (n_folds, n_genes); ``n`` by both.
+
+    Folds are batches, which differ, or random halves of one. Means without batch effects need no more than this.
+    """
+
+    of_conditions: np.ndarray
+    of_folds: np.ndarray
+    n: np.ndarray
+    batched: bool
+
+    def profiles(self) -> np.ndarray:
+        """Return means of conditions without batch effects, by least squares, shape (1 + n_conditions, n_genes).
+
+        mean_bi = profile_i + batch_b + noise / n_bi; batch effects sum to 0. A condition seen in some of the batches
+        only is thereby compared with the others of these batches.
+        """
+        total = self.n.sum(axis=0)
+        pooled = self.of_conditions / total[:, None]
+        if not self.batched or len(self.n) == 1:
+            return pooled
+        share = self.n / total
+        normal = np.diag(self.n.sum(axis=1)) - share @ self.n.T
+        batches = np.linalg.lstsq(normal, self.of_folds - self.n @ pooled, rcond=1e-10)[0]
+        batches -= batches.mean(axis=0)
+        return pooled - share.T @ batches
+
+    def without(self, fold: int, rows: np.ndarray, sums: np.ndarray) -> _Sums:
+        """Return the sums of the other folds, for conditions there; in this one ``rows`` have ``sums``."""
+        of_conditions, n = self.of_conditions.copy(), np.delete(self.n, fold, axis=0)
+        of_conditions[rows] -= sums
+        there = n.any(axis=0)
+        return _Sums(of_conditions[there], np.delete(self.of_folds, fold, axis=0), n[:, there], self.batched)
+
+
+def _moments(cells: _Cells, rng: np.random.Generator) -> tuple[_Sums, np.ndarray, np.ndarray, np.ndarray]:
+    """Sums by condition and fold; axes, variances along them and per gene within fold and condition."""
+    x, n = cells.x, cells.n
     freedom = x.shape[0] - np.count_nonzero(n)
     if freedom < 1:
         raise InputError("every condition has one cell; a library needs several to know how cells vary")
-    variance = np.maximum(squares - (sums * means).sum(axis=0), 0) / freedom
-    if x.shape[1] <= MAX_CELLS:
-        covariance = (_dense(x.T @ x) - sums.T @ means) / freedom
-        return means.reshape(*shape, -1), n.reshape(shape), *_axes(covariance), variance
-    # more genes than that: a covariance of some of the cells has no more axes than cells
-    some = np.sort(rng.permutation(len(group))[:MAX_CELLS])
-    residual = (_dense(x[some]) - means[group[some]]) / np.sqrt(len(some) * freedom / x.shape[0])
-    vectors, axis_variance = _axes(residual @ residual.T)
-    axes = (vectors @ residual) / np.sqrt(axis_variance)[:, None]
-    return means.reshape(*shape, -1), n.reshape(shape), axes, axis_variance, variance
+    squares = cells.squares()
+    of_conditions, of_folds = np.zeros((n.shape[1], x.shape[1])), np.zeros((len(n), x.shape[1]))
+    # more genes than MAX_CELLS: a covariance of that many of the cells has no more axes than cells
+    few = x.shape[1] <= MAX_CELLS
+    some = np.sort(rng.permutation(x.shape[0])[:MAX_CELLS]) if not few else np.zeros(0, int)
+    residual = _dense(x.T @ x) if few else _dense(x[some])
+    for fold in range(len(n)):
+        there, sums = cells.sums(fold)
+        means = sums / n[fold, there, None]
+        of_conditions[there] += sums
+        of_folds[fold] = sums.sum(axis=0)
+        squares -= (sums * means).sum(axis=0)
+        if few:
+            residual -= sums.T @ means
+        else:
+            own = np.flatnonzero(cells.fold[some] == fold)
+            residual[own] -= means[np.searchsorted(there, cells.row[some[own]])]
+    if few:
+        axes, axis_variance = _axes(residual / freedom)
+    else:
+        residual /= np.sqrt(len(some) * freedom / x.shape[0])
+        vectors, axis_variance = _axes(residual @ residual.T)
+        axes = (vectors @ residual) / np.sqrt(axis_variance)[:, None]
+    variance = np.maximum(squares, 0) / freedom
+    return _Sums(of_conditions, of_folds, n, cells.batched), axes, axis_variance, variance
 
 
 def _axes(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

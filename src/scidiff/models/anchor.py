@@ -16,8 +16,9 @@ sampling variance, prior variance by moments (Efron & Morris 1973).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from scidiff.conditioning import Conditions
 
 #: names of the factors that are no attributes; no obs column is called so
 PART, COMBINATION = "<part>", "<combination>"
+#: values of groups x genes, and cells, that are worked on at a time
+VALUES, CELLS = 4_000_000, 4096
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,10 @@ class Anchor(nn.Module):
             Mask of the control cells, shape (n_cells,); where there are any, the base and the effects of contexts are
             estimated from them, so that perturbation effects are differences to control.
         """
-        groups = _Groups.of(x, cond, control=control, counts=counts)
+        groups = _Groups(x, cond, control=control, counts=counts)
         factors = factors_of(cond)
         has_control = bool(groups.control.any())
-        effects, keys = [np.zeros((1, x.shape[1]), np.float32)], list[Tensor]()
+        keys = list[Tensor]()
         everything = np.ones(len(groups.size), bool)
         for i, factor in enumerate(factors):
             use, done = everything, np.zeros(0, int)
@@ -141,15 +144,14 @@ class Anchor(nn.Module):
                 use, done = (~alone, keys[-1].numpy()) if again else (alone, done)
             elif has_control and not {COMBINATION, "perturbation", "batch"} & set(factor.attributes):
                 use = groups.control
-            known, rows = groups.fit_factor(factor, use, done=done)
-            keys.append(torch.from_numpy(known))
-            effects.append(rows.astype(np.float32))
-        return cls(torch.from_numpy(groups.base), factors, keys, torch.from_numpy(np.concatenate(effects)))
+            keys.append(torch.from_numpy(groups.fit_factor(factor, use, done=done)))
+        none = np.zeros((1, x.shape[1]))
+        effects = np.concatenate([none, *(rows for _, rows in groups.found)], dtype=np.float32)
+        return cls(torch.from_numpy(groups.base), factors, keys, torch.from_numpy(effects))
 
     def residual_sd(self, x: sparse.csr_matrix | np.ndarray, cond: Conditions) -> np.ndarray:
         """Return the standard deviation of expression around its condition's mean, per gene, shape (n_genes,)."""
-        groups = _Groups.of(x, cond, control=np.zeros(len(cond), bool), counts=False)
-        assert groups.square is not None
+        groups = _Groups(x, cond, control=np.zeros(len(cond), bool), counts=False)
         return np.sqrt(np.maximum(groups.square, 0)).astype(np.float32)
 
     def standardised(self, mean: np.ndarray, sd: np.ndarray) -> Anchor:
@@ -167,77 +169,98 @@ class Anchor(nn.Module):
 
 
 class _Groups:
-    """Sufficient statistics of the distinct conditions, and the fit so far."""
+    """The distinct conditions, and the effects found so far.
 
-    def __init__(self, cond: Conditions, total: np.ndarray, square: np.ndarray | None, size: np.ndarray, control):
-        self.cond = cond  # one row per group
-        self.total = total  # counts, or sums of expression, (n_groups, n_genes)
-        self.square = square  # within-group variance per gene, None for counts
-        self.size = size  # molecules, or cells, per group
-        self.control = control
-        use = control if control.any() else np.ones(len(size), bool)
-        pooled = total[use].sum(axis=0)
-        if square is None:
-            # half a molecule for genes never seen in these cells: their rate is small, not zero
-            rate = (pooled + 0.5 * (total.sum(axis=0) > 0) + 1e-3) / pooled.sum()
-            self.base = np.log(rate / rate.sum()).astype(np.float32)
-        else:
-            self.base = (pooled / size[use].sum()).astype(np.float32)
-        self.fitted = np.tile(self.base, (len(size), 1))
+    There can be a group for nearly every cell (each perturbation in each batch), so nothing is kept of groups x genes:
+    sums over their cells, and what is fitted to them, are made again for each factor, block by block.
+    """
 
-    @classmethod
-    def of(cls, x, cond: Conditions, *, control: np.ndarray, counts: bool) -> _Groups:
+    def __init__(self, x: sparse.csr_matrix | np.ndarray, cond: Conditions, *, control: np.ndarray, counts: bool):
         columns = [*cond.codes.values(), *cond.parts.unbind(1)]
         rows = torch.stack(columns, dim=1).numpy() if columns else np.zeros((len(cond), 1), int)
         _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         group = group.ravel()
-        member = sparse.csr_matrix(
-            (np.ones(len(group)), (group, np.arange(len(group)))), shape=(len(first), len(group))
-        )
-        total = _dense(member @ x)
-        cells = np.bincount(group, minlength=len(first)).astype(float)
+        shape = len(first), len(group)
+        self.x, self.counts = x, counts
+        self.member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), shape)
+        self.cond = cond[torch.from_numpy(first)]  # one row per group
+        self.control = np.bincount(group, weights=control) > 0
+        #: for each factor that has rows: which of them each group has, (n_groups, n_rows), and their effects
+        self.found: list[tuple[sparse.csr_matrix, np.ndarray]] = []
+        cells = np.bincount(group).astype(float)
+        self.size = np.zeros(len(first)) if counts else cells  # molecules, or cells, per group
+        use = self.control if self.control.any() else np.ones(len(first), bool)
+        pooled, everything, squares = np.zeros((3, x.shape[1]))
+        for some in self._blocks(np.arange(len(first))):
+            total = _sums(self.member[some], x)
+            pooled += total[use[some]].sum(axis=0)
+            everything += total.sum(axis=0)
+            if counts:
+                self.size[some] = total.sum(axis=1)
+            else:
+                within = _sums(self.member[some], x, squared=True) - total**2 / cells[some, None]
+                squares += within.sum(axis=0)
+        self.square = squares / max(len(group) - len(first), 1)  # variance within groups, not for counts
         if counts:
-            size, square = total.sum(axis=1), None
+            # half a molecule for genes never seen in these cells: their rate is small, not zero
+            rate = (pooled + 0.5 * (everything > 0) + 1e-3) / pooled.sum()
+            self.base = np.log(rate / rate.sum()).astype(np.float32)
         else:
-            size = cells
-            squares = x.multiply(x) if sparse.issparse(x) else np.square(x)
-            within = _dense(member @ squares) - total**2 / cells[:, None]
-            square = within.sum(axis=0) / max(len(group) - len(first), 1)
-        any_control = np.bincount(group, weights=control) > 0
-        return cls(cond[torch.from_numpy(first)], total, square, size, any_control)
+            self.base = (pooled / self.size[use].sum()).astype(np.float32)
 
-    def fit_factor(self, factor: Factor, use: np.ndarray, *, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Estimate the rows of one factor from the groups ``use``, add them to the fit, return keys and rows.
+    def fit_factor(self, factor: Factor, use: np.ndarray, *, done: np.ndarray) -> np.ndarray:
+        """Estimate the rows of one factor from the groups ``use``, add them to what is found, return their keys.
 
         Keys in ``done`` have their row already.
         """
         keys = factor.keys(self.cond).numpy()
         known = np.setdiff1d(keys[use], [-1, *done])
         if not len(known):
-            return known, np.zeros((0, self.total.shape[1]))
+            return known
         group, slot = np.nonzero(np.isin(keys, known))
         row = np.searchsorted(known, keys[group, slot])
-        shape = (len(known), len(keys))
-        member = sparse.csr_matrix((np.ones(len(row)), (row, group)), shape)
-        seen = sparse.csr_matrix((use[group].astype(float), (row, group)), shape)
-        effect = self._counts_effect(seen) if self.square is None else self._mean_effect(seen)
-        self.fitted = self.fitted + (member.T @ effect).astype(np.float32)
-        return known, effect
+        have = sparse.csr_matrix((np.ones(len(row)), (group, row)), (len(keys), len(known)))
+        seen = sparse.diags(use.astype(float)) @ have
+        seen.eliminate_zeros()
+        self.found.append((have, self._counts_effect(seen) if self.counts else self._mean_effect(seen)))
+        return known
 
     def _counts_effect(self, member: sparse.csr_matrix) -> np.ndarray:
-        observed = member @ self.total
-        composition = np.exp(self.fitted - self.fitted.max(axis=1, keepdims=True))
-        composition /= composition.sum(axis=1, keepdims=True)
-        expected = member @ (self.size[:, None] * composition)
+        observed, expected = np.zeros((2, member.shape[1], len(self.base)))
+        for some in self._blocks(np.flatnonzero(np.diff(member.indptr))):
+            fitted = self._fitted(some)
+            composition = np.exp(fitted - fitted.max(axis=1, keepdims=True))
+            composition /= composition.sum(axis=1, keepdims=True)
+            _add(observed, member[some], _sums(self.member[some], self.x))
+            _add(expected, member[some], self.size[some, None] * composition)
         a = gamma_shape(observed, expected)
-        return np.log((observed + a) / (expected + a))
+        observed += a
+        expected += a
+        observed /= expected
+        return np.log(observed, out=observed)
 
     def _mean_effect(self, member: sparse.csr_matrix) -> np.ndarray:
-        n = (member @ self.size)[:, None]
-        left_over = member @ (self.total - self.size[:, None] * self.fitted) / n
+        left_over = np.zeros((member.shape[1], len(self.base)))
+        for some in self._blocks(np.flatnonzero(np.diff(member.indptr))):
+            total = _sums(self.member[some], self.x)
+            _add(left_over, member[some], total - self.size[some, None] * self._fitted(some))
+        n = (member.T @ self.size)[:, None]
+        left_over /= n
         noise = self.square / n
         prior = np.maximum((left_over**2 - noise).mean(axis=0), 1e-8)
         return left_over * prior / (prior + noise)
+
+    def _blocks(self, groups: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield groups a few at a time, at most :data:`VALUES` values of all genes."""
+        step = max(VALUES // self.x.shape[1], 1)
+        return (groups[start : start + step] for start in range(0, len(groups), step))
+
+    def _fitted(self, some: np.ndarray) -> np.ndarray:
+        """Return base and effects found so far, added up for some of the groups, shape (n_some, n_genes)."""
+        fitted = np.tile(self.base, (len(some), 1))
+        for member, effect in self.found:
+            fitted += (member[some] @ effect).astype(np.float32)
+        return fitted
 
 
 def gamma_shape(observed: np.ndarray, expected: np.ndarray) -> float:
@@ -245,19 +268,33 @@ def gamma_shape(observed: np.ndarray, expected: np.ndarray) -> float:
 
     Large ``a``: the rows do not differ by more than sampling noise. One number for all genes and rows.
     """
-    inside = expected > 0.5  # rarer genes say nothing about a and dominate the sum by number
-    n, e = np.rint(observed[inside]), expected[inside]
-    if n.size == 0:
+    inside = np.flatnonzero(expected > 0.5)  # rarer genes say nothing about a and dominate the sum by number
+    if not len(inside):
         return 1e4
-    if n.size > 200_000:  # the likelihood is smooth: a fixed sample gives the same maximum
-        pick = np.linspace(0, n.size - 1, 200_000).astype(int)
-        n, e = n[pick], e[pick]
+    if len(inside) > 200_000:  # the likelihood is smooth: a fixed sample gives the same maximum
+        inside = inside[np.linspace(0, len(inside) - 1, 200_000).astype(int)]
+    n, e = np.rint(observed.ravel()[inside]), expected.ravel()[inside]
     grid = np.geomspace(0.1, 1e4, 26)
     return float(grid[np.argmax([stats.nbinom.logpmf(n, a, a / (a + e)).sum() for a in grid])])
 
 
-def _dense(matrix) -> np.ndarray:
-    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+def _sums(member: sparse.csr_matrix, x: sparse.csr_matrix | np.ndarray, *, squared: bool = False) -> np.ndarray:
+    """Return sums over the cells of groups, ``member`` (n_groups, n_cells), shape (n_groups, n_genes)."""
+    cells, total = member.indices, np.zeros((member.shape[0], x.shape[1]))
+    own = sparse.csr_matrix((member.data, np.arange(len(cells)), member.indptr), (len(total), len(cells)))
+    for start in range(0, len(cells), CELLS):
+        part: Any = x[cells[start : start + CELLS]]
+        if squared:
+            part = part.power(2) if sparse.issparse(part) else np.square(part)
+        summed = own[:, start : start + CELLS] @ part
+        total += summed.toarray() if sparse.issparse(summed) else summed
+    return total
+
+
+def _add(rows: np.ndarray, member: sparse.csr_matrix, values: np.ndarray) -> None:
+    """Add the values of groups to the rows that they are ``member`` (n_groups, n_rows) of, in place."""
+    touched = np.unique(member.indices)  # few of many
+    rows[touched] += member[:, touched].T @ values
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 Cells walk over each other in the places that the network gives them (integration.fate), in the direction of their
 velocity where they have one; the network also places them by half of their genes and by the other half, and cells of a
-group differ as far as both say so. A perturbation is predicted for every cell, and pushes it at each step of the walk;
-where there are cells that had it, the walk ends in the shares in which these have arrived.
+group differ as far as both say so. What a perturbation does to a context on average pushes each of its cells at every
+step of the walk; where there are cells that had it, the walk ends in the shares in which these have arrived.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scidiff.data.scaling import log1p_cp10k
 from scidiff.errors import InputError, closest
 from scidiff.integration.fate import Fates, Places, check_walk, fates, interval
 from scidiff.integration.velocity import N_NEIGHBORS, has_velocity
 from scidiff.model import TrainedModel
 from scidiff.predictor import context_keys
-from scidiff.tasks.predict import predict
+from scidiff.tasks.predict import effect_on, perturbations, warn_of
 from scidiff.tasks.velocity import Placed, directions, moves, placed, placed_by_halves, with_places
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def fate(
     column, names = _terminal(adata, terminal)
     if seed < 0 or n_neighbors < 1:
         raise InputError(f"seed={seed}, n_neighbors={n_neighbors}: need a seed from 0, a number of neighbours from 1")
-    had_it = np.empty(0, dtype=str)
+    had_it, asked = np.empty(0, dtype=str), None
     if to is not None:
-        had_it = adata.obs[column].astype(str).to_numpy()[_treated(model, adata, to)]
+        asked = perturbations(model, to).iloc[0].dropna()
+        had_it = adata.obs[column].astype(str).to_numpy()[_treated(model, adata, asked)]
         adata = _controls(model, adata)
     group = adata.obs[column].astype(str).to_numpy()
     ends = pd.Index(names).get_indexer(group)
@@ -64,8 +66,8 @@ def fate(
     moved, push, source = None, None, "none"
     if moving:
         moved, source = moves(model, adata, cells, n_neighbors=n_neighbors, on_cells=progress.cells)
-    if to is not None:
-        push = _push(model, adata, cells, to, layer=layer, seed=seed)
+    if asked is not None:
+        push = _push(model, adata, cells, asked)
     free, pushed = [], []
     for i, (seen, view) in enumerate(_views(model, adata, cells, n_halves, seed=seed)):
         # what the genes it sees say of where cells go, but what the perturbation does to all
@@ -147,10 +149,9 @@ def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[st
     return column, names
 
 
-def _treated(model: TrainedModel, adata: AnnData, to: Mapping[str, Any]) -> np.ndarray:
+def _treated(model: TrainedModel, adata: AnnData, asked: pd.Series) -> np.ndarray:
     """Return whether cells had the perturbation, in dose and time as asked where they are, shape (n_cells,)."""
-    asked, table = model.schema.conditions(to).iloc[0].dropna(), model.conditions_of(adata)
-    return (table[list(asked.index)] == asked).all(axis=1).to_numpy()
+    return (model.conditions_of(adata)[list(asked.index)] == asked).all(axis=1).to_numpy()
 
 
 def _found(had_it: np.ndarray, names: list[str], group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,20 +175,21 @@ def _controls(model: TrainedModel, adata: AnnData) -> AnnData:
     return adata[control]
 
 
-def _push(
-    model: TrainedModel, adata: AnnData, cells: Placed, to: Mapping[str, Any], *, layer: str | None, seed: int
-) -> np.ndarray:
+def _push(model: TrainedModel, adata: AnnData, cells: Placed, asked: pd.Series) -> np.ndarray:
     """Return what the perturbation does to the level of each cell, its context's mean, shape (n_cells, n_genes).
 
     The closed form alone: a cell is predicted in whole molecules, too few to say how the cell itself differs.
     """
-    context = context_keys(model.conditions_of(adata), model.schema.context)
-    effect = np.zeros_like(cells.level)
+    table, logged = model.conditions_of(adata), log1p_cp10k(cells.x)
+    context = context_keys(table, model.schema.context)
+    push = np.zeros_like(cells.level)
     for key in np.unique(context):
         rows = context == key
-        made = predict(model, adata[rows], to, network=False, layer=layer, seed=seed)
-        effect[rows] = made.uns["scidiff"]["effects"].set_index("gene").loc[model.genes, "effect"]
-    return effect
+        own = table[list(model.schema.context)][rows].iloc[0].dropna()
+        effect = effect_on(model, asked, own, np.asarray(logged[rows].mean(axis=0)).ravel())
+        warn_of(model, effect, asked, own)
+        push[rows] = effect.mean
+    return push
 
 
 def _table(found: Fates, group: np.ndarray) -> pd.DataFrame:

@@ -32,6 +32,8 @@ from scidiff.tasks.requests import gene_table, obs_column
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scidiff.models.effects import Effect
+
 #: share of the effect network in the effect, chosen by hand, and how many times its effect is enlarged at most
 NETWORK_SHARE, ENLARGED = 0.15, 2.0
 #: cells it generates, in steps, to say so
@@ -53,20 +55,9 @@ def predict(
     """Return predicted cells; see :meth:`scidiff.ScIDiff.predict`."""
     from anndata import concat
 
-    if model.predictor is None:
-        raise InputError("this model knows no perturbation with control cells; train with perturbation= and control=")
     if seed < 0:
         raise InputError(f"seed={seed} must be at least 0")
-    asked = model.schema.conditions(condition)
-    fixed = [
-        name
-        for name in (*model.schema.context, "batch", *model.schema.modules)
-        if name in asked and asked[name].notna().any()
-    ]
-    if fixed:
-        raise InputError(f"{fixed[0]} belongs to the cells and is not changed; choose cells of the one you mean")
-    if not len(asked) or asked["perturbation"].isna().any():
-        raise InputError("name the perturbation to predict, as in {'perturbation': 'A'}")
+    asked = perturbations(model, condition)
     cells = read_cells(adata, genes=model.genes, layer=layer)
     table = model.conditions_of(adata)
     control = np.ones(adata.n_obs, dtype=bool)
@@ -133,30 +124,21 @@ def _predict_group(
     counted = model.counted
     source = cells.x[rows]
     logged = log1p_cp10k(source) if counted else source
-    own = {name: table[name].iloc[rows[0]] for name in model.schema.context}
+    own = table[list(model.schema.context)].iloc[rows[0]].dropna()
     control, spread = _moments(logged)
-    dose = model.schema.dose_parts(asked["dose"]) if "dose" in asked and not pd.isna(asked["dose"]) else None
-    time = float(asked["time"]) if "time" in asked and not pd.isna(asked["time"]) else None
-    effects, parts = model.predictor.effects, model.schema.parts(asked["perturbation"])
-    known = {name: value for name, value in own.items() if not pd.isna(value)}
-    effect = effects.predict(known, parts, control_mean=control, dose=dose, time=time)
-    if counted:  # fold changes are of counts
-        effect = model.predictor.stacking.revised(effect, effects, parts, control, dose=dose, time=time)
-    ood = model.predictor.ood(effect)
-    notes = list(effect.notes)
-    if effect.kind == "seen" and parts:
-        notes.append("measured in training: this is its estimate, no test of prediction")
-    if ood > UNKNOWN:
-        notes.append("nearly nothing is known of this effect: do not trust it")
-    where = ", ".join(f"{k}={v}" for k, v in own.items() if not pd.isna(v)) or "these cells"
-    for note in notes:
-        warnings.warn(f"{asked['perturbation']} in {where}: {note}", DataWarning, stacklevel=4)
+    effect = effect_on(model, asked, own, control)
+    told = (
+        ["measured in training: this is its estimate, no test of prediction"]
+        if effect.kind == "seen" and model.schema.parts(asked["perturbation"])
+        else []
+    )
+    warn_of(model, effect, asked, own, *told)
     # a dose that is not said is not known; a time that is not said is that of the cells
     treatment = [name for name in ("perturbation", "dose") if name in asked]
-    treatment += ["time"] if time is not None else []
+    treatment += ["time"] if pd.notna(asked.get("time")) else []
     after = table.iloc[rows].assign(**{name: asked[name] for name in treatment})
     obs = adata.obs.iloc[rows].assign(**{model.schema.columns[name]: asked[name] for name in treatment})
-    obs["ood_score"] = ood
+    obs["ood_score"] = model.predictor.ood(effect)
     if network and model.effect_network is not None and effect.kind == "context":
         seen = generated_effect(model, table.iloc[rows], after, depth=row_sums(source), seed=seed)
         if seen is not None:
@@ -175,11 +157,57 @@ def _predict_group(
         made = AnnData(values, obs=obs, var=var)
     sampling = (spread + _moments(made.X)[1]) / max(len(rows), 2)
     low, high = model.predictor.interval(effect, sampling)
-    condition = " ".join(f"{name}={value}" for name, value in {**own, **asked.dropna()}.items() if not pd.isna(value))
+    condition = " ".join(f"{name}={value}" for name, value in {**own, **asked.dropna()}.items())
     columns = {"condition": condition, "gene": model.genes, "effect": effect.mean, "low": low, "high": high}
     return made, pd.DataFrame(
         columns | {"as_observed": model.predictor.calibrated(effect).as_observed(sampling), "n": len(rows)}
     )
+
+
+def perturbations(model: TrainedModel, condition: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
+    """Return canonical conditions, a row for each; refuse what no control cell can be changed to."""
+    if model.predictor is None:
+        raise InputError("this model knows no perturbation with control cells; train with perturbation= and control=")
+    asked = model.schema.conditions(condition)
+    own = [name for name in (*model.schema.context, "batch", *model.schema.modules) if name in asked]
+    if fixed := [name for name in own if asked[name].notna().any()]:
+        raise InputError(f"{fixed[0]} belongs to the cells and is not changed; choose cells of the one you mean")
+    if not len(asked) or asked["perturbation"].isna().any():
+        raise InputError("name the perturbation to predict, as in {'perturbation': 'A'}")
+    return asked
+
+
+def effect_on(model: TrainedModel, asked: pd.Series, own: pd.Series, control: np.ndarray) -> Effect:
+    """Return the closed form's effect of a condition on cells of a context, in mean log1p(CP10k).
+
+    Parameters
+    ----------
+    asked
+        One of :func:`perturbations`.
+    own
+        The context, as far as it is known.
+    control
+        Mean log1p(CP10k) of its control cells, shape (n_genes,).
+    """
+    assert model.predictor is not None
+    effects, parts = model.predictor.effects, model.schema.parts(asked["perturbation"])
+    at: dict[str, Any] = {
+        "dose": model.schema.dose_parts(asked["dose"]) if pd.notna(asked.get("dose")) else None,
+        "time": float(asked["time"]) if pd.notna(asked.get("time")) else None,
+    }
+    effect = effects.predict(own.to_dict(), parts, control_mean=control, **at)
+    if not model.counted:  # fold changes are of counts
+        return effect
+    return model.predictor.stacking.revised(effect, effects, parts, control, **at)
+
+
+def warn_of(model: TrainedModel, effect: Effect, asked: pd.Series, own: pd.Series, *more: str) -> None:
+    """Warn of what makes an effect doubtful."""
+    assert model.predictor is not None
+    unknown = model.predictor.ood(effect) > UNKNOWN
+    where = ", ".join(f"{name}={value}" for name, value in own.items()) or "these cells"
+    for note in (*effect.notes, *more, *["nearly nothing is known of this effect: do not trust it"] * unknown):
+        warnings.warn(f"{asked['perturbation']} in {where}: {note}", DataWarning, stacklevel=5)
 
 
 def seed_of(seed: int, context: str) -> int:

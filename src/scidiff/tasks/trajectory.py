@@ -1,7 +1,7 @@
 """Trajectories: how given cells get somewhere, frame by frame, along time, along a dose, or to another condition.
 
     under a perturbation    stops are what predict makes of the cells, at each dose or time that was measured
-    between populations     stops are cells of other times, coupled by optimal transport; the last one renewed
+    between populations     stops are cells of other times, coupled by optimal transport; all but the first renewed
     along RNA velocity      no stops: cells flow, step by step (tasks.velocity)
 
 Between two stops a cell changes molecule by molecule (sampling.trajectory), each gene at the pace of its effect in
@@ -39,7 +39,7 @@ from scidiff.sampling.trajectory import (
     frames,
 )
 from scidiff.tasks.predict import predict
-from scidiff.tasks.requests import obs_column
+from scidiff.tasks.requests import gene_table, obs_column
 from scidiff.tasks.velocity import flow
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def trajectory(
     else:
         legs = _coupled(model, adata, chosen, asked.to_dict(), axis, n_paths=n_paths, growth=growth, **how)
     made = _filmed(model, legs, axis, steps, seed=seed, on_cells=on_cells)
+    made.var = gene_table(adata, model.genes)
     made.uns["scidiff"] = model.provenance(
         "trajectory",
         {"X": "log1p(CP10k)" if model.counted else "training scale"}
@@ -252,6 +253,7 @@ def _flowing(
         if on_cells is not None:
             on_cells((k + 1) * len(obs), (steps + 1) * len(obs))
     made = _stacked(model, cells, told)
+    made.var = gene_table(adata, model.genes)
     made.uns["scidiff"] = model.provenance(
         "trajectory",
         {"X": "log1p(CP10k)", "counts": "counts"},

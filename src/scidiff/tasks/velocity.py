@@ -28,6 +28,7 @@ from scidiff.integration.velocity import N_COMPONENTS, N_NEIGHBORS, nearest, rea
 from scidiff.model import TrainedModel
 from scidiff.sampling.field import displacement, flow_step, log_tilt
 from scidiff.sampling.generate import CHUNK
+from scidiff.tasks.requests import gene_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -265,10 +266,10 @@ def unlabelled(model: TrainedModel, adata: AnnData) -> Any:
 
 
 def with_places(adata: AnnData, model: TrainedModel, cells: Placed) -> AnnData:
-    """Return the cells with observed log1p(CP10k) in X and their places in ``obsm["X_pca"]``."""
+    """Return the cells, observed log1p(CP10k) in X, places in ``obsm["X_pca"]``, and what they say of genes in var."""
     from anndata import AnnData
 
-    out = AnnData(log1p_cp10k(cells.x), obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(model.genes)))
+    out = AnnData(log1p_cp10k(cells.x), obs=adata.obs.copy(), var=gene_table(adata, model.genes))
     out.obsm["X_pca"] = cells.points
     out.varm["PCs"] = cells.pca.components_.T
     return out
