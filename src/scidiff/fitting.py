@@ -351,15 +351,18 @@ def _library(cells: Cells, schema: Schema, *, seed: int) -> Library | None:
         return None
     batch = table[[name for name in (*schema.context, "batch") if name in table]].astype(str).agg("|".join, axis=1)
     x = cells.x[known]
-    library = Library.of(
-        log1p_cp10k(x) if cells.scale == "counts" else x,
-        list(names[known]),
-        control=CONTROL,
-        genes=cells.genes,
-        batch=list(batch[known]) if table.shape[1] > 1 else None,
-        separator=schema.combination_sep,
-        seed=seed,
-    )
+    try:
+        library = Library.of(
+            log1p_cp10k(x) if cells.scale == "counts" else x,
+            list(names[known]),
+            control=CONTROL,
+            genes=cells.genes,
+            batch=list(batch[known]) if table.shape[1] > 1 else None,
+            separator=schema.combination_sep,
+            seed=seed,
+        )
+    except InputError:  # one cell of each condition: nothing says how cells vary
+        return None
     return Library.from_arrays(*library.to_arrays())  # as precise as it is kept
 
 

@@ -201,6 +201,12 @@ def test_with_one_perturbation_there_is_no_question(tmp_path):
         model.attribute(cells("B", "A"))
 
 
+def test_with_one_cell_of_each_condition_there_is_no_answer():
+    """Nothing says how cells vary: the model trains all the same."""
+    made = [cells(kind, drug)[:1].copy() for kind in TYPES for drug in ("DMSO", "A", "B", "C")]
+    assert sd.ScIDiff.fit(ad.concat(made), SCHEMA, **TINY).library is None
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

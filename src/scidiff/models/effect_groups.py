@@ -18,7 +18,7 @@ from scipy import sparse
 from scidiff.errors import InputError
 
 PRIOR_CELLS = 10.0
-CHUNK = 16384
+CHUNK = 4096
 
 #: columns of the table that are no attributes of a context
 TREATMENT = ("perturbation", "dose", "time")
@@ -107,7 +107,7 @@ def _moments(member: sparse.csc_matrix, x, n: np.ndarray, place: np.ndarray) -> 
     for start in range(0, x.shape[0], CHUNK):  # squares of all cells at once would double the memory
         cells, block = member[:, start : start + CHUNK], x[start : start + CHUNK]
         mean += _dense(cells @ block) / size
-        squares += _dense(cells @ (block.multiply(block) if sparse.issparse(block) else np.square(block)))
+        squares += _dense(cells @ (block.power(2) if sparse.issparse(block) else np.square(block)))
     sum_of_squares = np.maximum(squares - size * mean**2, 0)
     prior = sum_of_squares.sum(axis=0) / max((n - 1).sum(), 1.0)
     for group in (place, np.arange(len(n))):  # contexts toward all, groups toward their context
