@@ -8,9 +8,9 @@ and trained on in a process of its own, whose largest memory is reported. *Readi
 molecules split from those held out; *training* are steps of the stage that denoises, with the size that networks have
 where cells are many, also where they are few; a pass over all cells takes as long as cells / training. *Denoising* is
 of 2,000 genes into float16 zarr, measured on a share of the file. With --whole, training is one whole pass over the
-largest file, and all of its cells are denoised: *in all* is what reading, training and denoising took. From 50,000 cells on, memory holds a sample of so many, and grows
-only with what is known of each cell: names, conditions, depth. Processes: the same minibatches of the smallest file,
-cut among processes of one thread.
+largest file, and all of its cells are denoised: *in all* is what reading, training and denoising took. From 50,000
+cells on, memory holds a sample of so many, and grows only with what is known of each cell: names, conditions, depth.
+Processes: the same minibatches of the smallest file, cut among processes of one thread.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from anndata.io import sparse_dataset, write_elem
 from throughput import fake_cells
 
 import scidiff as sd
+from scidiff.model import SIZE
 from scidiff.shares import Share
 from scidiff.streaming import RUN, CellFile
-from scidiff.model import SIZE
 from scidiff.training import StoredBatches
 from scidiff.training.batches import Batches
 
