@@ -63,11 +63,12 @@ def _text(value: Any) -> str:
 
 
 def levels(rows: pd.DataFrame) -> str:
-    """Return the table of what was wished for and what was reached."""
+    """Return the table of what was wished for and what was reached, and where the levels wanted come from."""
     named = {"designed": "reached", "typical real cells": "typical here", "best real cells here": "best here"}
-    named["basis"] = "wanted is"
     shown = rows.rename(columns=named)[["wish", "wanted", *named.values()]]
-    return table(shown.round(2), label="Levels of the phenotype, log1p of counts per 10,000")
+    wanted = [(f"{', '.join(some['wish'])} wanted", basis) for basis, some in rows.groupby("basis", sort=False)]
+    label = "Levels of the phenotype, log1p of counts per 10,000"
+    return table(shown.round(2), label=label) + html("meanings", rows=wanted)
 
 
 def cell_map(places: Map) -> str:
