@@ -23,7 +23,7 @@ from kang_generate import markdown
 from predict import TASKS
 
 import scidiff as sd
-from scidiff.data.cells import read_cells
+from scidiff.data.cells import read_cells, usual_genes
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.evaluation import metrics
 from scidiff.tasks import dealing
@@ -41,7 +41,8 @@ TRIED = {
 def table_of(name: str, *, seed: int = 0) -> pd.DataFrame:
     """Return a row per rule, mean scores over conditions."""
     adata, schema = TASKS[name].cells(name), sd.data.schema_of(name)
-    model = sd.ScIDiff.fit(adata, schema, genes=min(GENES, adata.n_vars), denoise_only=True, seed=seed)
+    genes = usual_genes(read_cells(adata), GENES)
+    model = sd.ScIDiff.fit(adata, schema, genes=genes, denoise_only=True, seed=seed)
     cells, rows = read_cells(adata, schema, genes=model.genes), []
     with patch.object(dealing, "RULES", TRIED), patch.object(dealing, "REHEARSED", CONDITIONS):
         for one in dealing.rehearsals(model, cells, seed=seed):

@@ -69,7 +69,8 @@ class ScIDiff(TrainedModel):
         noise
             "thinning" (default for counts) or "gaussian" (log1p expression).
         genes
-            Genes to model: a list, or the number of most variable ones. None: all, which is fine for counts.
+            Genes to model: a list, or how many; those that vary most beyond sampling are taken (Lause et al. 2021), of
+            log expression the most dispersed. None: all, which is fine for counts.
         layer
             Layer with the expression; by default counts are looked for.
         features

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from scidiff.data.scaling import Standardizer, expected_counts, fit_pca, highly_variable_genes, log1p_cp10k
+from scidiff.data.scaling import (
+    Standardizer,
+    expected_counts,
+    fit_pca,
+    highly_variable_genes,
+    log1p_cp10k,
+    overdispersed_genes,
+)
 from scidiff.errors import InputError
 
 COUNTS = hnp.arrays(
@@ -101,6 +108,27 @@ def test_variable_genes_are_the_planted_ones():
     assert len(highly_variable_genes(x, 200)) == 200
     with pytest.raises(InputError, match="0 genes"):
         highly_variable_genes(x, 0)
+
+
+def test_genes_that_vary_beyond_sampling_are_the_planted_ones():
+    generator = np.random.default_rng(0)
+    depth = generator.integers(200, 2000, (300, 1))
+    rate = generator.gamma(0.3, size=600)
+    strong = np.argsort(-rate)[:20]  # in a bin of the mean of their own, and most of them respond
+    fold = np.where(np.isin(np.arange(600), strong[:15]) & (np.arange(300) < 150)[:, None], 5.0, 1.0)
+    rate = rate * fold
+    x = sparse.csr_matrix(generator.poisson(depth * rate / rate.sum(axis=1, keepdims=True)).astype(np.float32))
+    np.testing.assert_array_equal(overdispersed_genes(x, 15), np.sort(strong[:15]))
+    np.testing.assert_array_equal(overdispersed_genes(x.toarray(), 15), np.sort(strong[:15]))
+    dense = x.toarray()
+    expected = dense.sum(axis=1, keepdims=True) * dense.sum(axis=0) / dense.sum()
+    with np.errstate(invalid="ignore"):  # a gene that nobody has
+        residual = (dense - expected) / np.sqrt(expected + expected**2 / 100)
+    variance = np.nan_to_num(np.clip(residual, -np.sqrt(300), np.sqrt(300)).var(axis=0))
+    np.testing.assert_array_equal(overdispersed_genes(x, 200), np.sort(np.argsort(-variance, kind="stable")[:200]))
+    np.testing.assert_array_equal(overdispersed_genes(x, 999), np.arange(600))
+    with pytest.raises(InputError, match="0 genes"):
+        overdispersed_genes(x, 0)
 
 
 def test_pca_of_sparse_is_pca_of_dense():

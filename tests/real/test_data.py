@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
 from scidiff.data.catalog import CATALOG, load, schema_of
-from scidiff.data.cells import read_cells
+from scidiff.data.cells import choose_genes, read_cells, usual_genes
 from scidiff.data.checking import check
 from scidiff.data.conditions import parse_condition
 from scidiff.data.scaling import highly_variable_genes, log1p_cp10k
@@ -108,6 +109,15 @@ def test_kang_variable_genes_are_those_of_the_usual_pipeline(folder):
     usual = np.flatnonzero(adata.var["highly_variable"])
     assert len(genes) == 2000
     assert len(np.intersect1d(genes, usual)) >= 1998  # rounding and ties at the border
+
+
+def test_a_number_of_genes_keeps_the_response_and_the_markers(folder):
+    cells = read_cells(load("kang18"))
+    lost = {"IFI6", "IFIT1", "MX1", "CD3D"}
+    for chosen, kept, share in ((choose_genes(cells, 2000).genes, lost, 0.75), (usual_genes(cells, 2000), set(), 0.35)):
+        molecules = cells.x[:, pd.Index(cells.genes).get_indexer(chosen)].sum() / cells.x.sum()
+        assert lost & set(chosen) == kept
+        assert molecules == pytest.approx(share, abs=0.01)
 
 
 def test_human_and_mouse_genes_are_not_mixed_up(folder):

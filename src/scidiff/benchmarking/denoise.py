@@ -27,7 +27,7 @@ from scipy import sparse
 
 from scidiff.benchmarking.denoise_report import DRAWS, MEAN, OBSERVED, OURS, sentences, verdict, write_page
 from scidiff.benchmarking.results import Results
-from scidiff.data.cells import Cells, choose_genes, read_cells
+from scidiff.data.cells import Cells, choose_genes, read_cells, usual_genes
 from scidiff.data.molecules import split_molecules
 from scidiff.data.scaling import fit_pca, log1p_cp10k
 from scidiff.data.schema import Schema
@@ -158,7 +158,7 @@ def benchmark_denoising(
     cells = read_cells(adata, schema, layer=layer)
     if cells.scale != "counts":
         raise InputError("denoising is judged by held-out molecules: raw counts are needed, in layers['counts']")
-    cells = choose_genes(cells, None if isinstance(genes, int) and genes >= len(cells.genes) else genes)
+    cells = choose_genes(cells, usual_genes(cells, genes) if isinstance(genes, int) else genes)
     config = TrainConfig(seed=seed)
     if fast:
         cells, splits, config = _some(cells, 500, seed), 1, replace(config, steps=200)

@@ -43,7 +43,7 @@ from scidiff.benchmarking.predict_report import (
     write_page,
 )
 from scidiff.benchmarking.results import REFUSED, NotThere, Results
-from scidiff.data.cells import choose_genes, read_cells
+from scidiff.data.cells import read_cells, usual_genes
 from scidiff.data.scaling import log1p_cp10k
 from scidiff.data.schema import Schema
 from scidiff.data.splits import each_holdout, holdout
@@ -309,10 +309,9 @@ class Screen:
         for role in ("test", "source", "control"):
             if (n := len(getattr(split, role))) < MIN_CELLS:
                 raise InputError(f"{n} {role} cells, at least {MIN_CELLS} are needed")
-        train = read_cells(self.adata[split.train])
-        genes = self.genes
+        train, genes = read_cells(self.adata[split.train]), self.genes
         if isinstance(genes, int):
-            genes = None if genes >= self.adata.n_vars else choose_genes(train, genes).genes
+            genes = None if genes >= self.adata.n_vars else usual_genes(train, genes)
         adata = self.adata if genes is None else self.adata[:, list(genes)]
         sets = {role: adata[getattr(split, role)].copy() for role in ("train", "test", "source", "control")}
         schema = self.schema

@@ -345,14 +345,13 @@ def _other_names(want: list[str], have: list[str], var: pd.DataFrame) -> str:
 
 
 def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
-    """Return cells with the genes asked for: a list, or the most variable ones of these (training) cells."""
+    """Return cells with the genes asked for: a list, or those of these (training) cells that vary most."""
     if genes is None:
         return cells
     if isinstance(genes, int | Integral):
-        from scidiff.data.scaling import highly_variable_genes, log1p_cp10k
+        from scidiff.data.scaling import highly_variable_genes, overdispersed_genes
 
-        logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
-        places = highly_variable_genes(logged, int(genes))
+        places = (overdispersed_genes if cells.scale == "counts" else highly_variable_genes)(cells.x, int(genes))
     else:
         index = pd.Index(cells.genes)
         if len(set(genes)) < len(genes):
@@ -369,3 +368,11 @@ def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     if cells.scale == "counts" and empty.any():
         raise InputError(f"{int(empty.sum())} cells have no molecule of the {len(places)} genes chosen; choose more")
     return Cells(x=x, genes=[cells.genes[i] for i in places], conditions=cells.conditions, scale=cells.scale)
+
+
+def usual_genes(cells: Cells, n: int) -> list[str]:
+    """Return the ``n`` most variable genes as most tools choose them, so that scores can be compared with theirs."""
+    from scidiff.data.scaling import highly_variable_genes, log1p_cp10k
+
+    logged = log1p_cp10k(cells.x) if cells.scale == "counts" else cells.x
+    return [cells.genes[i] for i in highly_variable_genes(logged, n)]

@@ -16,6 +16,8 @@ from scipy import sparse
 from scidiff.errors import InputError
 
 PER = 1e4
+#: Pearson residuals, which are dense, that are computed at a time
+RESIDUALS = 20_000_000
 
 Matrix: TypeAlias = sparse.csr_matrix | np.ndarray
 
@@ -143,6 +145,36 @@ def highly_variable_genes(x_log: Matrix, n: int) -> np.ndarray:
     table = scanpy.pp.highly_variable_genes(anndata.AnnData(x_log), n_top_genes=n, flavor="seurat", inplace=False)
     # scanpy returns more than n genes where dispersions tie; genes never seen have none and come last
     order = np.argsort(-table["dispersions_norm"].fillna(-np.inf).to_numpy(), kind="stable")
+    return np.sort(order[:n])
+
+
+def overdispersed_genes(counts: Matrix, n: int) -> np.ndarray:
+    """Return the positions of the ``n`` genes that vary most beyond sampling, rising, shape (min(n, n_genes),).
+
+    Variance of Pearson residuals (Lause, Berens & Kobak 2021), as scanpy computes it. Other than dispersions within
+    bins of the mean, which say little where few genes are in a bin, it keeps strong genes of a strong response.
+
+    Parameters
+    ----------
+    counts
+        Molecules of the training cells, shape (n_cells, n_genes).
+    """
+    if n < 1:
+        raise InputError(f"cannot choose {n} genes; give a number from 1")
+    if n >= counts.shape[1]:
+        return np.arange(counts.shape[1])
+    import anndata
+    import scanpy
+
+    table = scanpy.experimental.pp.highly_variable_genes(
+        anndata.AnnData(counts),
+        n_top_genes=n,
+        flavor="pearson_residuals",
+        chunksize=max(1, RESIDUALS // counts.shape[0]),
+        check_values=False,
+        inplace=False,
+    )
+    order = np.argsort(-table["residual_variances"].fillna(-np.inf).to_numpy(), kind="stable")
     return np.sort(order[:n])
 
 
