@@ -165,6 +165,8 @@ class Ended:
 def run(words: list[str], folder: Path, *, after: float = 0, before: int = 0, by: int = signal.SIGKILL) -> Ended:
     """Run a command in ``folder`` in a process, to be stopped ``after`` seconds, ``before`` a change, or not at all."""
     said, count = folder.with_name("said.txt"), folder.with_name("count.txt")
+    said.write_text("")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the command begins, which is to answer it
     started = time.monotonic()
     child = os.fork()
     if not child:
@@ -175,10 +177,16 @@ def run(words: list[str], folder: Path, *, after: float = 0, before: int = 0, by
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (open(at, "w", closefd=False) for at in (1, 2))  # noqa: SIM115
         changes = _count_changes(folder, before, by)
-        code = command([*words, "--quiet"])
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            code = command([*words, "--quiet"])
+        except KeyboardInterrupt:  # before its first line
+            print("error: interrupted", file=sys.stderr)
+            code = 130
         sys.stderr.flush()
         count.write_text(json.dumps([changes(), sorted(sys.modules)]))
         os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     if after:
         time.sleep(after)
         os.kill(child, by)

@@ -713,6 +713,20 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "studio of no cells": lambda box: ["studio", "model", "missing.h5ad", "--no-browser"],
     "studio at a port in use": port_in_use,
     "studio at no port": lambda box: ["studio", "model", "--port", "70000"],
+    # what is typed in Python only
+    "features twice, Python": lambda box: fit(features=pd.DataFrame({"size": [1, 2, 3]}, index=["A", "A", "B"])),
+    "features without columns, Python": lambda box: fit(features=pd.DataFrame(index=["A", "B"])),
+    "features in words, Python": lambda box: fit(features=pd.DataFrame({"size": ["large", "small"]}, index=["A", "B"])),
+    "genes in a word": lambda box: fit(genes="all"),
+    "no genes named": lambda box: fit(genes=[]),
+    "a network without width": lambda box: fit(width=0),
+    "schema as a dict": lambda box: fit(schema={"perturbation": "drug"}),
+    "settings as a dict": lambda box: fit(config={"steps": 2}),
+    "condition as text": lambda box: asked(3, "cell_type=CD4 T"),
+    "half a cell": lambda box: asked(2.5),
+    "effect in words": lambda box: partial(fitted().attribute, effect={"G1": "up"}),
+    "network by its name": lambda box: partial(fitted().attribute, up=["G1"], network="net.csv"),
+    "paths to evaluate": lambda box: partial(sd.evaluation.evaluate, "a.h5ad", "b.h5ad"),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 #: characters of a message, above which its middle is left out
 LONGEST = 1000
@@ -23,6 +24,19 @@ class InputError(ValueError):
 
 class DataWarning(UserWarning):
     """The data can be used, but the user should know what was found or changed."""
+
+
+def expect(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """Refuse what is of another type than users are likely to mean: ``expected a table, got str; read it with ...``."""
+    if not isinstance(value, kind):
+        raise InputError(f"expected {what}, got {type(value).__name__}; {remedy}")
+
+
+def whole_numbers(**numbers: tuple[object, int]) -> None:
+    """Refuse numbers, each with the lowest that is allowed, that are lower or not whole."""
+    for name, (number, low) in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < low:
+            raise InputError(f"{name}={number!r}: must be a whole number, at least {low}")
 
 
 #: known values up to this number are all named

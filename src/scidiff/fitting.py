@@ -26,7 +26,7 @@ from scidiff.data.population import Population
 from scidiff.data.reference import Reference
 from scidiff.data.scaling import Standardizer, log1p_cp10k, row_sums
 from scidiff.data.schema import Schema
-from scidiff.errors import InputError, closest
+from scidiff.errors import InputError, closest, expect, whole_numbers
 from scidiff.integration.attribution import Library
 from scidiff.model import (
     MANY_CELLS,
@@ -95,14 +95,16 @@ def fit(
     on_step: Callable[[Progress], None] | None = None,
 ) -> Model:
     """Return a trained model, an object of class ``kind``; see :meth:`scidiff.ScIDiff.fit`."""
-    schema = schema or Schema()
+    schema, config = schema or Schema(), config or TrainConfig()
+    expect(schema, Schema, "a Schema", "give scidiff.Schema(perturbation=..., control=..., context=...)")
+    expect(config, TrainConfig, "a TrainConfig", "give scidiff.TrainConfig(...)")
+    whole_numbers(**{name: (size, 1) for name, size in (("width", width), ("n_blocks", n_blocks)) if size is not None})
     schema.validate(adata)
     if noise is not None and noise not in PROCESSES:
         raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
     if isinstance(adata, CellFile) and (noise == "gaussian" or modules):
         what = "Gaussian noise needs" if noise == "gaussian" else "modules need"
         raise InputError(f"{what} all cells in memory: read the file, or a sample of it, with anndata.read_h5ad")
-    config = config or TrainConfig()
     config = config if seed is None else replace(config, seed=seed)
     read = _from_file if isinstance(adata, CellFile) else _in_memory
     material = read(adata, schema, genes=genes, layer=layer, config=config)
@@ -321,6 +323,10 @@ def _learn(
     vocabulary = Vocabulary.learn(table, schema, depth=depth, extra_parts=extra, modules=modules)
     if features is None:
         return vocabulary, None
+    if features.shape[1] == 0 or len(features.select_dtypes(["number", "bool"]).columns) < features.shape[1]:
+        raise InputError("features need at least one column, and numbers in all of them")
+    if not (index := pd.Index(extra)).is_unique:
+        raise InputError(f"features have more than one row for {index[index.duplicated()][0]!r}")
     if missing := [part for part in vocabulary.parts if part not in set(extra)]:
         raise InputError(f"features have no row for perturbation {missing[0]!r}{closest(missing[0], extra)}")
     values = features.set_axis(list(extra)).loc[list(vocabulary.parts)].to_numpy(np.float32)

@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import sparse
 
 from scidiff.data.schema import Schema
-from scidiff.errors import DataWarning, InputError, closest
+from scidiff.errors import DataWarning, InputError, closest, expect
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -348,12 +348,17 @@ def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     """Return cells with the genes asked for: a list, or those of these (training) cells that vary most."""
     if genes is None:
         return cells
+    expect(genes, (int, Integral, Sequence, np.ndarray, pd.Index), "genes", "give a list of names, or a number")
+    if isinstance(genes, str):
+        raise InputError(f"genes={genes!r}: give a list of names, or a number")
     if isinstance(genes, int | Integral):
         from scidiff.data.scaling import highly_variable_genes, overdispersed_genes
 
         places = (overdispersed_genes if cells.scale == "counts" else highly_variable_genes)(cells.x, int(genes))
     else:
         index = pd.Index(cells.genes)
+        if not len(genes):
+            raise InputError("the list of genes is empty; name some, or give their number")
         if len(set(genes)) < len(genes):
             double = pd.Index(genes)[pd.Index(genes).duplicated()][0]
             raise InputError(f"gene {double!r} is asked for more than once; name each gene once")

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from scidiff.data.quantities import to_numbers
-from scidiff.errors import DataWarning, InputError, closest
+from scidiff.errors import DataWarning, InputError, closest, expect
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -212,6 +212,7 @@ class Schema:
             Unknown key or value; the nearest are named.
         """
         rows = request
+        expect(request, (Mapping, pd.DataFrame, list, tuple), "conditions", "give them as in {'cell_type': 'B'}")
         if isinstance(request, pd.DataFrame):  # without columns it still has rows: cells of no condition
             rows = request.to_dict("records") if request.shape[1] else [{}] * len(request)
         rows = [rows] if isinstance(rows, Mapping) else list(rows)

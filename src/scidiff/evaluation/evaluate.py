@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scidiff.errors import DataWarning, InputError
+from scidiff.errors import DataWarning, InputError, expect
 from scidiff.evaluation import metrics
 
 if TYPE_CHECKING:
@@ -256,6 +256,10 @@ def _labels(given: dict[str, AnnData], schema: Schema | None) -> dict[str, np.nd
 
 
 def _check_arguments(generated, real, source, control, *, shared_control: bool) -> None:
+    from anndata import AnnData
+
+    for cells in (generated, real, *([] if source is None else [source]), *([] if control is None else [control])):
+        expect(cells, AnnData, "an AnnData", "read a file with anndata.read_h5ad")
     if (source is None) != (control is None):
         missing = "control" if control is None else "source"
         raise InputError(

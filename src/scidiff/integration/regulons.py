@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scidiff.errors import InputError
+from scidiff.errors import InputError, expect
 
 MIN_TARGETS = 5
 
@@ -24,6 +24,7 @@ def weights_of(
     InputError
         The network has no column source or target, or no TF has enough targets.
     """
+    expect(network, pd.DataFrame, "a table of regulators", "read a file with scidiff.integration.read_network")
     if lost := [column for column in ("source", "target") if column not in network]:
         raise InputError(f"the network has no column {lost[0]!r}; it has {', '.join(map(str, network.columns))}")
     if "weight" not in network:

@@ -229,7 +229,9 @@ def _asked(
         )
     if effect is None:
         return _Question(up_down(up, down), None, _known_controls(model), tuple(up), tuple(down))
-    change = pd.Series(effect, dtype=float)
+    change = pd.to_numeric(pd.Series(effect, dtype=object), errors="coerce")
+    for gene, value in pd.Series(effect, dtype=object)[change.isna()].dropna().items():
+        raise InputError(f"effect of {gene!r}: {value!r} is no number")
     if not change.index.is_unique:
         raise InputError(f"gene {change.index[change.index.duplicated()][0]!r} occurs more than once in the effect")
     if not change.any():

@@ -25,7 +25,7 @@ from scipy import sparse
 from scidiff.conditioning import Conditions
 from scidiff.data.cells import read_cells
 from scidiff.data.scaling import PER, log1p_cp10k, row_sums
-from scidiff.errors import DataWarning, InputError
+from scidiff.errors import DataWarning, InputError, whole_numbers
 from scidiff.evaluation.realism import realism
 from scidiff.model import TrainedModel
 from scidiff.models.effect_groups import GroupStats
@@ -90,10 +90,7 @@ def design(
     """Return designed cells; see :meth:`scidiff.ScIDiff.design`."""
     if not isinstance(phenotype, Phenotype):
         raise InputError(f"design takes a Phenotype, such as Phenotype(up=['IL2RA']), not {phenotype!r}")
-    least = {"n": (n, 1), "n_steps": (n_steps, 1), "particles": (particles, 1), "seed": (seed, 0)}
-    for name, (number, low) in least.items():
-        if not isinstance(number, int | np.integer) or number < low:
-            raise InputError(f"{name}={number!r}: must be a whole number, at least {low}")
+    whole_numbers(n=(n, 1), n_steps=(n_steps, 1), particles=(particles, 1), seed=(seed, 0))
     if isinstance(condition, str):
         raise InputError(f"condition={condition!r}: name the attribute, such as {{'cell_type': {condition!r}}}")
     if keep is not None and (cells is None or not 0 <= keep <= 1):

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from scidiff.data.cells import Cells
 from scidiff.data.scaling import row_sums
-from scidiff.errors import InputError, closest
+from scidiff.errors import InputError, closest, whole_numbers
 from scidiff.model import TrainedModel
 from scidiff.sampling.generate import generate as sample
 from scidiff.sampling.guidance import ClassifierFree
@@ -45,8 +45,7 @@ def generate(
     on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return new cells; see :meth:`scidiff.ScIDiff.generate`."""
-    if n < 1 or n_steps < 1 or seed < 0:
-        raise InputError(f"n={n}, n_steps={n_steps}, seed={seed}: n and n_steps must be at least 1, seed at least 0")
+    whole_numbers(n=(n, 1), n_steps=(n_steps, 1), seed=(seed, 0))
     _refuse_useless(model, depth=depth, solver=solver, guidance=guidance)
     if "sample" not in set(model.history["stage"]):
         raise InputError("this model was trained to denoise only; fit one without denoise_only to generate cells")
