@@ -726,6 +726,16 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "half a cell": lambda box: asked(2.5),
     "effect in words": lambda box: partial(fitted().attribute, effect={"G1": "up"}),
     "network by its name": lambda box: partial(fitted().attribute, up=["G1"], network="net.csv"),
+    "features by their path": lambda box: fit(features="features.csv"),
+    "no cells to learn from": lambda box: fit(lambda cells: cells[:0].copy()),
+    "a seed in words": lambda box: fit(seed="1"),
+    "conditions as texts": lambda box: partial(fitted().predict, good(), ["drug=A"]),
+    "half a draw": lambda box: partial(fitted().denoise, good(), draws=1.5),
+    "cells to change by their path": lambda box: partial(fitted().design, sd.Phenotype(up=["G1"]), cells="cells.h5ad"),
+    "a path of a path": lambda box: partial(fitted().trajectory, "cells.h5ad", {"drug": "A"}),
+    "ends as text": lambda box: partial(fitted().fate, good(), "CD4 T"),
+    "signatures by their path": lambda box: partial(fitted().attribute, up=["G1"], signatures="drugs.csv"),
+    "targets by their path": lambda box: partial(fitted().attribute, up=["G1"], targets="targets.csv"),
     "paths to evaluate": lambda box: partial(sd.evaluation.evaluate, "a.h5ad", "b.h5ad"),
 }
 

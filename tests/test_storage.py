@@ -53,7 +53,7 @@ def test_other_things_are_not_overwritten(tmp_path, kind):
     else:
         place.mkdir()
         (place / "chapter1.tex").write_text("years of work")
-    with pytest.raises(InputError, match="exists and is not a model"):
+    with pytest.raises(InputError, match="it exists and is not a model"):
         write_model(place, ABOUT, TENSORS)
     assert (place if kind == "file" else place / "chapter1.tex").read_text() == "years of work"
 

@@ -33,8 +33,10 @@ def expect(value: object, kind: type | tuple[type, ...], what: str, remedy: str)
 
 
 def whole_numbers(**numbers: tuple[object, int]) -> None:
-    """Refuse numbers, each with the lowest that is allowed, that are lower or not whole."""
+    """Refuse numbers, each with the lowest that is allowed, that are lower or not whole; None is left to a default."""
     for name, (number, low) in numbers.items():
+        if number is None:
+            continue
         if isinstance(number, bool) or not isinstance(number, Integral) or number < low:
             raise InputError(f"{name}={number!r}: must be a whole number, at least {low}")
 

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from scidiff._version import __version__
 from scidiff.conditioning import Conditions, Vocabulary
-from scidiff.data.cells import Cells, choose_genes, read_cells
+from scidiff.data.cells import Cells, choose_genes, expect_cells, read_cells
 from scidiff.data.molecules import split_molecules
 from scidiff.data.population import Population
 from scidiff.data.reference import Reference
@@ -40,6 +40,7 @@ from scidiff.model import (
     untrained,
 )
 from scidiff.models.anchor import Anchor
+from scidiff.models.effect_ridge import checked_features
 from scidiff.phenotype import module_scores
 from scidiff.predictor import Predictor
 from scidiff.streaming import CellFile
@@ -98,7 +99,10 @@ def fit(
     schema, config = schema or Schema(), config or TrainConfig()
     expect(schema, Schema, "a Schema", "give scidiff.Schema(perturbation=..., control=..., context=...)")
     expect(config, TrainConfig, "a TrainConfig", "give scidiff.TrainConfig(...)")
-    whole_numbers(**{name: (size, 1) for name, size in (("width", width), ("n_blocks", n_blocks)) if size is not None})
+    whole_numbers(width=(width, 1), n_blocks=(n_blocks, 1))
+    features = None if features is None else checked_features(features)
+    if not isinstance(adata, CellFile):  # which is never empty
+        expect_cells(adata)
     schema.validate(adata)
     if noise is not None and noise not in PROCESSES:
         raise InputError(f"unknown noise process {noise!r}{closest(noise, PROCESSES)}")
@@ -319,19 +323,13 @@ def _learn(
     modules: pd.DataFrame,
 ) -> tuple[Vocabulary, torch.Tensor | None]:
     """Vocabulary, and features of the parts in its order, standardised."""
-    extra = () if features is None else tuple(map(str, features.index))
+    extra = () if features is None else tuple(features.index)
     vocabulary = Vocabulary.learn(table, schema, depth=depth, extra_parts=extra, modules=modules)
     if features is None:
         return vocabulary, None
-    if features.shape[1] == 0 or len(features.select_dtypes(["number", "bool"]).columns) < features.shape[1]:
-        raise InputError("features need at least one column, and numbers in all of them")
-    if not (index := pd.Index(extra)).is_unique:
-        raise InputError(f"features have more than one row for {index[index.duplicated()][0]!r}")
     if missing := [part for part in vocabulary.parts if part not in set(extra)]:
         raise InputError(f"features have no row for perturbation {missing[0]!r}{closest(missing[0], extra)}")
-    values = features.set_axis(list(extra)).loc[list(vocabulary.parts)].to_numpy(np.float32)
-    if not np.isfinite(values).all():
-        raise InputError("features have missing or infinite values")
+    values = features.loc[list(vocabulary.parts)].to_numpy(np.float32)
     sd = values.std(axis=0)
     scaled = (values - values.mean(axis=0)) / np.where(sd > 0, sd, 1)
     return vocabulary, torch.from_numpy(scaled / np.sqrt(values.shape[1]))

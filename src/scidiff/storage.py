@@ -33,8 +33,7 @@ def write_model(
     """
     from safetensors.torch import save_file
 
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not a model; choose another place")
+    refuse_other(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _recover(folder)
     with part_of(folder) as fresh:
@@ -48,6 +47,12 @@ def write_model(
             (fresh / name).write_text(text)
         _take_place(fresh, folder)
     return folder
+
+
+def refuse_other(folder: Path) -> None:
+    """Raise InputError where something stands that is neither a model nor an empty folder."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"cannot write {folder}: it exists and is not a model; choose another place")
 
 
 def _take_place(fresh: Path, folder: Path) -> None:

@@ -166,9 +166,9 @@ def test_shared_control_cells_are_refused_and_inflate(cells):
     """Nothing changes in truth; predictions that keep the control's noise look good once control cells are shared."""
     control, more = draw("control", 60, 3), draw("control", 60, 4)
     null, fresh = draw("A", 60, 7, strength=0.0), draw("A", 60, 8, strength=0.0)
-    with pytest.raises(InputError, match=r"share 60 cells \(first: 'control-K-3-0'\).*shared_controls=True"):
+    with pytest.raises(InputError, match=r"share 60 cells \(first: 'control-K-3-0'\).*shared_control=True"):
         scores_of(fresh, null, control, control)
-    shared = scores_of(fresh, null, control, control, shared_controls=True).loc["A, K"]
+    shared = scores_of(fresh, null, control, control, shared_control=True).loc["A, K"]
     disjoint = scores_of(fresh, null, more, control).loc["A, K"]
     assert shared["value"]["pearson_delta"] > 0.35 > abs(disjoint["value"]["pearson_delta"])
     for name in ("pearson_delta", "r2_delta", "mse_delta", "slope", "r2_de100", "energy", "mmd"):

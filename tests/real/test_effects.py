@@ -46,7 +46,7 @@ def scores_of_mean_of_others(line: ad.AnnData, schema, *, shared: bool):
         source=source,
         control=control,
         schema=schema,
-        shared_controls=shared,
+        shared_control=shared,
     )
     return scores[scores["metric"] == "pearson_delta"]
 

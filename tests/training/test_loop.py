@@ -255,7 +255,7 @@ def test_every_step_and_process_has_its_own_randomness():
     [
         ({"batch_size": 0}, "batch_size=0 must be positive"),
         ({"learning_rate": -1.0}, r"learning_rate=-1\.0 must be positive"),
-        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": 0}, "steps=0: must be a whole number, at least 1"),
         ({"heldout": 1.0}, r"heldout=1\.0 must be in"),
         ({"precision": "fp16"}, "precision 'fp16'"),
     ],

@@ -201,9 +201,10 @@ def _cells_to_train(data: Path, *, on_disk: bool | None) -> AnnData | CellFile:
 
 
 def _model_place(out: Path, unfinished: Path, *, resume: bool) -> None:
+    from scidiff.storage import refuse_other
+
     check_folder_place(out)
-    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"cannot write {out}: it exists and is not a model; choose another place")
+    refuse_other(out)
     if unfinished.exists() and not resume:
         raise InputError(f"{unfinished} holds an unfinished run: go on with --resume, or delete it")
 

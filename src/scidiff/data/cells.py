@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import sparse
 
 from scidiff.data.schema import Schema
-from scidiff.errors import DataWarning, InputError, closest, expect
+from scidiff.errors import DataWarning, InputError, closest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -164,6 +164,14 @@ def matrices(adata: AnnData) -> Iterator[tuple[str, Any, pd.Index]]:
         yield "raw", adata.raw.X, adata.raw.var_names
 
 
+def expect_cells(adata: AnnData) -> None:
+    """Refuse what is no AnnData, or has no cells or genes."""
+    if not hasattr(adata, "obs_names"):
+        raise InputError(f"expected an AnnData, got {type(adata).__name__}; read a file with anndata.read_h5ad")
+    if 0 in adata.shape:
+        raise InputError(f"the data are empty: {adata.n_obs} cells x {adata.n_vars} genes")
+
+
 def choose(adata: AnnData, layer: str | None = None) -> Matrix:
     """Return the matrix to use: the first with counts, else the first with log expression.
 
@@ -172,10 +180,7 @@ def choose(adata: AnnData, layer: str | None = None) -> Matrix:
     InputError
         There is none, it is empty, or it has NaN or infinite values.
     """
-    if not hasattr(adata, "obs_names"):
-        raise InputError(f"expected an AnnData, got {type(adata).__name__}; read a file with anndata.read_h5ad")
-    if 0 in adata.shape:
-        raise InputError(f"the data are empty: {adata.n_obs} cells x {adata.n_vars} genes")
+    expect_cells(adata)
     places = matrices(adata) if layer is None else iter([_named(adata, layer)])
     unusable, logged = [], None
     for where, stored, genes in places:
@@ -348,8 +353,7 @@ def choose_genes(cells: Cells, genes: Sequence[str] | int | None) -> Cells:
     """Return cells with the genes asked for: a list, or those of these (training) cells that vary most."""
     if genes is None:
         return cells
-    expect(genes, (int, Integral, Sequence, np.ndarray, pd.Index), "genes", "give a list of names, or a number")
-    if isinstance(genes, str):
+    if isinstance(genes, str) or not isinstance(genes, Integral | Iterable):
         raise InputError(f"genes={genes!r}: give a list of names, or a number")
     if isinstance(genes, int | Integral):
         from scidiff.data.scaling import highly_variable_genes, overdispersed_genes

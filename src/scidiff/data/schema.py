@@ -212,10 +212,9 @@ class Schema:
             Unknown key or value; the nearest are named.
         """
         rows = request
-        expect(request, (Mapping, pd.DataFrame, list, tuple), "conditions", "give them as in {'cell_type': 'B'}")
         if isinstance(request, pd.DataFrame):  # without columns it still has rows: cells of no condition
             rows = request.to_dict("records") if request.shape[1] else [{}] * len(request)
-        rows = [rows] if isinstance(rows, Mapping) else list(rows)
+        rows = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [rows]
         keyed = [self._keyed(row) for row in rows]
         units = getattr(known, "attrs", {}).get("units", {})
         table = self._canonical(pd.DataFrame(keyed, columns=list(self.columns), dtype=object), units)
@@ -308,6 +307,7 @@ class Schema:
 
     def _keyed(self, row: Mapping[str, Any], other: Iterable[str] = ()) -> dict[str, Any]:
         """The row under table columns, without missing values."""
+        expect(row, (Mapping, pd.Series), "a dict", "write a condition as in {'cell_type': 'B'}")
         out: dict[str, Any] = {}
         for name, value in row.items():
             key = self.key(str(name), other)

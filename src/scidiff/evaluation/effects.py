@@ -69,7 +69,7 @@ def evaluate_effects(
     genes: Sequence[str] | None = None,
     reference: AnnData | None = None,
     seed: int = 0,
-    shared_controls: bool = False,
+    shared_control: bool = False,
     limits: bool = True,
 ) -> pd.DataFrame:
     """Return the scores of ``predicted`` for every treated condition of ``real``, one row per condition and metric.
@@ -97,7 +97,7 @@ def evaluate_effects(
         Genes to score. None: the 2,000 most variable of ``reference``, without one all.
     reference
         The training cells.
-    shared_controls
+    shared_control
         Let ``source`` and ``control`` share cells, for comparison with papers that do; so does the ceiling then.
     limits
         Compute ceilings and floors, most of the work. They are the same for every prediction of the same cells: of many
@@ -118,7 +118,7 @@ def evaluate_effects(
     """
     if schema.control is None:
         raise InputError("an effect needs control cells: name perturbation= and control= in the schema")
-    _check_sharing(real, source, control, reference, shared_controls=shared_controls)
+    _check_sharing(real, source, control, reference, shared_control=shared_control)
     rng = np.random.default_rng(seed)
     given = {"predicted": predicted, "real": real, "source": source, "control": control}
     tables = _tables(given, schema)
@@ -142,7 +142,7 @@ def evaluate_effects(
 
     value = _scores(cases)
     n = N_HALVINGS if limits else 0
-    ceilings = [_scores(_real_half(cases, rng, shared_controls=shared_controls)) for _ in range(n)]
+    ceilings = [_scores(_real_half(cases, rng, shared_control=shared_control)) for _ in range(n)]
     floors = [_scores(_source_half(cases, rng)) for _ in range(n)]
     rows = []
     for i, case in enumerate(cases):
@@ -192,13 +192,13 @@ class Case(NamedTuple):
 
 
 def _check_sharing(
-    real: AnnData, source: AnnData, control: AnnData, reference: AnnData | None, *, shared_controls: bool
+    real: AnnData, source: AnnData, control: AnnData, reference: AnnData | None, *, shared_control: bool
 ) -> None:
     shared = source.obs_names.intersection(control.obs_names)
-    if len(shared) and not shared_controls:
+    if len(shared) and not shared_control:
         raise InputError(
             f"source and control share {len(shared)} cells (first: {shared[0]!r}), which inflates every effect score; "
-            "give disjoint cells, or shared_controls=True to compare with papers that share them"
+            "give disjoint cells; to compare with papers that share them, Python takes shared_control=True"
         )
     if reference is not None and len(seen := real.obs_names.intersection(reference.obs_names)):
         message = f"{len(seen)} real cells are among the reference cells (first: {seen[0]!r})"
@@ -355,13 +355,13 @@ def _scores_of_one(case: Case) -> dict[str, float]:
     return scores
 
 
-def _real_half(cases: list[Case], rng: np.random.Generator, *, shared_controls: bool) -> list[Case]:
+def _real_half(cases: list[Case], rng: np.random.Generator, *, shared_control: bool) -> list[Case]:
     """Return the cases with one half of the real and control cells in the place of the predicted and source cells."""
     control = {case.group: _halves(case.control, rng) for case in cases}
     halved = []
     for case in cases:
         (a, b), (control_a, control_b) = _halves(case.real, rng), control[case.group]
-        if shared_controls:
+        if shared_control:
             control_a = control_b = case.control
         halved.append(case._replace(predicted=a, source=control_a, real=b, control=control_b))
     return halved

@@ -275,7 +275,7 @@ def _check_arguments(generated, real, source, control, *, shared_control: bool) 
     if len(shared):
         raise InputError(
             f"source and control share {len(shared)} cells (first: {shared[0]!r}), which inflates every effect score; "
-            "give disjoint cells, or shared_control=True to compare with papers that share them"
+            "give disjoint cells; to compare with papers that share them, Python takes shared_control=True"
         )
 
 

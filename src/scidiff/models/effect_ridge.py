@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from scidiff.errors import InputError
+from scidiff.errors import InputError, expect
 
 MEAN_ONLY = -1.0  # length of the kernel that sees no features
 LENGTHS = (MEAN_ONLY, 0.0, 0.5, 1.0, 2.0)  # 0: linear; else Gaussian, in units of the usual distance
@@ -58,7 +58,7 @@ class FeatureRidge:
         InputError
             Features are not numbers, a name occurs twice, or fewer than three measured perturbations have features.
         """
-        features = checked(features)
+        features = checked_features(features)
         known = [i for i, part in enumerate(parts) if part in features.index]
         if len(known) < 3:
             raise InputError(f"features name {len(known)} of the measured perturbations; three or more are needed")
@@ -105,8 +105,11 @@ class FeatureRidge:
         return cls(features, about["parts"], about["length"], about["alpha"], about["gain"], arrays["ridge_error"])
 
 
-def checked(features: pd.DataFrame) -> pd.DataFrame:
+def checked_features(features: pd.DataFrame) -> pd.DataFrame:
     """Return features as floats; InputError where they cannot be used."""
+    expect(features, pd.DataFrame, "features as a DataFrame", "give one row per perturbation, its name in the index")
+    if features.shape[1] == 0:
+        raise InputError("features have no columns; give one row per perturbation, one column per feature")
     try:
         numbers = features.astype(float)
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from scidiff.data.cells import read_cells
 from scidiff.data.scaling import log1p_cp10k, row_sums
-from scidiff.errors import InputError, closest
+from scidiff.errors import InputError, closest, expect
 from scidiff.integration.attribution import Library, Query, cosine, empirical_bayes_lda, from_genes
 from scidiff.integration.drugs import DIRECTIONS, rank_drugs, up_down
 from scidiff.integration.ranking import consensus_rank
@@ -67,6 +67,10 @@ def attribute(
         raise InputError("attribute takes one of: cells, gene names as up= and down=, an effect=, or a phenotype=")
     if reference is not None and cells is None:
         raise InputError("reference= is what cells are compared with; give cells too")
+    if signatures is not None:
+        expect(signatures, Signatures, "signatures", "read a file with scidiff.integration.read_signatures")
+    if targets is not None:
+        expect(targets, pd.DataFrame, "a table of targets", "read a file with scidiff.integration.read_drug_targets")
     asks_drugs = signatures is not None or targets is not None
     if drug_names is not None and not asks_drugs:
         raise InputError("drug_names= say which drugs are one; give signatures= or targets= too")
@@ -229,8 +233,9 @@ def _asked(
         )
     if effect is None:
         return _Question(up_down(up, down), None, _known_controls(model), tuple(up), tuple(down))
-    change = pd.to_numeric(pd.Series(effect, dtype=object), errors="coerce")
-    for gene, value in pd.Series(effect, dtype=object)[change.isna()].dropna().items():
+    said = pd.Series(effect, dtype=object)
+    change = pd.to_numeric(said, errors="coerce").astype(float)
+    for gene, value in said[change.isna()].dropna().items():
         raise InputError(f"effect of {gene!r}: {value!r} is no number")
     if not change.index.is_unique:
         raise InputError(f"gene {change.index[change.index.duplicated()][0]!r} occurs more than once in the effect")

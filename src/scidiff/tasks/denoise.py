@@ -20,7 +20,7 @@ from scidiff.conditioning import Conditions
 from scidiff.data.cells import read_cells
 from scidiff.data.molecules import split_molecules
 from scidiff.data.scaling import log1p_cp10k, row_sums
-from scidiff.errors import DataWarning, InputError, closest
+from scidiff.errors import DataWarning, InputError, closest, whole_numbers
 from scidiff.files import check_cells_place
 from scidiff.model import TrainedModel
 from scidiff.models.denoiser import Denoiser
@@ -68,11 +68,7 @@ class Request:
         scales = (self.scales,) if isinstance(self.scales, str) else tuple(self.scales)
         if unknown := [scale for scale in scales if scale not in SCALES]:
             raise InputError(f"unknown scale {unknown[0]!r}{closest(unknown[0], SCALES)}")
-        if self.draws < 0 or self.n_steps < 1 or self.seed < 0:
-            raise InputError(
-                f"draws={self.draws}, n_steps={self.n_steps}, seed={self.seed}: "
-                "need draws and seed from 0, n_steps from 1"
-            )
+        whole_numbers(draws=(self.draws, 0), n_steps=(self.n_steps, 1), seed=(self.seed, 0))
         if not model.counted:
             why = "needs a model trained on counts; this one was trained on log expression"
             if self.depth is not None:

@@ -107,9 +107,9 @@ def design(
     if cells is not None:
         if not len(cells):
             raise InputError("cells= holds no cells; choose some to change")
+        given = read_cells(cells, genes=model.genes, layer=layer)
         if condition is None or not len(condition):
             condition = _shared(model, cells)
-        given = read_cells(cells, genes=model.genes, layer=layer)
         model.refuse_cells(given.scale, cells.obs_names[row_sums(abs(given.x)) == 0])
         n, depth = len(cells), row_sums(given.x) if depth is None else depth
     depths = None if depth is None else checked_depth(depth, n)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scidiff.data.cells import expect_cells
 from scidiff.data.scaling import log1p_cp10k
-from scidiff.errors import InputError, closest
+from scidiff.errors import InputError, closest, whole_numbers
 from scidiff.integration.fate import Fates, Places, check_walk, fates, interval
 from scidiff.integration.velocity import N_NEIGHBORS, has_velocity
 from scidiff.model import TrainedModel
@@ -48,9 +49,9 @@ def fate(
     on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return cells with the probabilities of their ends; see :meth:`scidiff.ScIDiff.fate`."""
+    expect_cells(adata)
     column, names = _terminal(adata, terminal)
-    if seed < 0 or n_neighbors < 1:
-        raise InputError(f"seed={seed}, n_neighbors={n_neighbors}: need a seed from 0, a number of neighbours from 1")
+    whole_numbers(seed=(seed, 0), n_neighbors=(n_neighbors, 1))
     had_it, asked = np.empty(0, dtype=str), None
     if to is not None:
         asked = perturbations(model, to).iloc[0].dropna()
@@ -135,7 +136,7 @@ def _views(
 
 def _terminal(adata: AnnData, terminal: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
     """Return the column and its values that are ends."""
-    if len(terminal) != 1:
+    if not isinstance(terminal, Mapping) or len(terminal) != 1:
         raise InputError("terminal= names one obs column and the values that are ends, as in {'cell_type': ['A', 'B']}")
     column, names = next(iter(terminal.items()))
     if column not in adata.obs:

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from scidiff.data.cells import Cells, read_cells
 from scidiff.data.scaling import log1p_cp10k, row_sums
-from scidiff.errors import DataWarning, InputError
+from scidiff.errors import DataWarning, InputError, whole_numbers
 from scidiff.model import TrainedModel
 from scidiff.models.gaussian import GaussianNoise
 from scidiff.predictor import context_keys
@@ -55,8 +55,7 @@ def predict(
     """Return predicted cells; see :meth:`scidiff.ScIDiff.predict`."""
     from anndata import concat
 
-    if seed < 0:
-        raise InputError(f"seed={seed} must be at least 0")
+    whole_numbers(seed=(seed, 0))
     asked = perturbations(model, condition)
     cells = read_cells(adata, genes=model.genes, layer=layer)
     table = model.conditions_of(adata)

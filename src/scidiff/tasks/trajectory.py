@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from scidiff.data.cells import read_cells
+from scidiff.data.cells import expect_cells, read_cells
 from scidiff.data.scaling import fit_pca, log1p_cp10k, row_sums
-from scidiff.errors import DataWarning, InputError
+from scidiff.errors import DataWarning, InputError, whole_numbers
 from scidiff.model import TrainedModel
 from scidiff.predictor import context_keys
 from scidiff.sampling.generate import generate
@@ -68,8 +68,8 @@ def trajectory(
     on_cells: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Return the frames of paths; see :meth:`scidiff.ScIDiff.trajectory`."""
-    if steps < 1 or seed < 0 or (n_paths is not None and n_paths < 1):
-        raise InputError(f"steps={steps}, n_paths={n_paths}, seed={seed}: steps, n_paths from 1, seed from 0")
+    whole_numbers(steps=(steps, 1), n_paths=(n_paths, 1), seed=(seed, 0))
+    expect_cells(adata)
     if growth is not None and not 0 < growth < np.inf:
         raise InputError(f"growth={growth} must be above 0: how many cells there are at the end for one at the start")
     if velocity is not None:
@@ -79,9 +79,9 @@ def trajectory(
     if not to and not along:
         raise InputError("say where to: to={'perturbation': 'A'}, along={'time': (2, 6)}, or velocity=10")
     axis = Axis.of(model, along)
-    asked = model.schema.conditions(dict(to or {})).iloc[0].dropna()
+    asked = model.schema.conditions(to or {}).iloc[0].dropna()
     if "perturbation" not in asked:  # of perturbations, those never seen may have features: predict knows
-        model.schema.conditions(dict(to or {}), known=model.vocabulary.known)
+        model.schema.conditions(to or {}, known=model.vocabulary.known)
     if axis.role in asked:
         raise InputError(f"{axis.role} is given by to= and by along=; the path ends where along= does")
     chosen = model.schema.select(adata, where) if where else np.ones(adata.n_obs, dtype=bool)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from scidiff.conditioning import Conditions
-from scidiff.errors import InputError
+from scidiff.errors import InputError, whole_numbers
 from scidiff.files import whole_file, writing
 from scidiff.models.denoiser import Denoiser
 from scidiff.models.networks import has_fast_bf16
@@ -88,10 +88,7 @@ class TrainConfig:
         for name in ("batch_size", "learning_rate", "evaluate_every", "patience"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name}={getattr(self, name)} must be positive")
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed} must not be negative")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps={self.steps} must be at least 1")
+        whole_numbers(seed=(self.seed, 0), steps=(self.steps, 1))
         for name in ("forget", "heldout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be in [0, 1)")
