@@ -737,6 +737,7 @@ CASES: dict[str, Callable[[Box], list[str] | Callable]] = {
     "signatures by their path": lambda box: partial(fitted().attribute, up=["G1"], signatures="drugs.csv"),
     "targets by their path": lambda box: partial(fitted().attribute, up=["G1"], targets="targets.csv"),
     "paths to evaluate": lambda box: partial(sd.evaluation.evaluate, "a.h5ad", "b.h5ad"),
+    "one gene as text": lambda box: partial(fitted().denoise, good(), genes="G1"),
 }
 
 

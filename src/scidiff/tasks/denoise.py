@@ -77,6 +77,8 @@ class Request:
                 raise InputError(f"scale {other[0]!r} {why}")
         if self.draws and model.standardizer is not None:
             raise InputError("draws= needs a model trained with thinning; Gaussian noise gives means here")
+        if isinstance(self.genes, str):
+            raise InputError(f"genes={self.genes!r}: give a list of names")
         genes = model.genes if self.genes is None else list(self.genes)
         if missing := set(genes) - set(model.genes):
             first = next(gene for gene in genes if gene in missing)
