@@ -78,7 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("SCIDIFF_TRACEBACK"):
             raise
         return fail(f"a bug: {type(error).__name__}: {error}; SCIDIFF_TRACEBACK=1 shows where, please report it")
+    finally:
+        _leave_group()
     return 0
+
+
+def _leave_group() -> None:
+    """Part from the other processes of a launch: threads that still talk to them could end the exit in a crash."""
+    if "torch.distributed" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _print_version(wanted: bool) -> None:
